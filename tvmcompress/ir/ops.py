@@ -1,0 +1,71 @@
+"""Operators that Relax lacks, registered with Relax; and shorthand for the quantized form.
+
+    unpack_int4(packed: uint8 (rows, n/2)) -> int8 (rows, n)
+
+    Two signed 4-bit values a byte, the even column in the low half: the storage of 4-bit weights.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from tvm import relax, te
+from tvm.ir import Op, register_op_attr
+from tvm.ir import _ffi_api as ir_api
+
+from tvmcompress.ir import graph
+
+UNPACK_INT4 = "tvmcompress.unpack_int4"
+
+
+def _unpack_int4_type(call, _context):
+    rows, half = call.args[0].ty.shape
+    return relax.TensorType([rows, half * 2], "int8")
+
+
+if UNPACK_INT4 not in Op.list_op_names():
+    ir_api.RegisterOp(UNPACK_INT4, "Two signed 4-bit values a byte, the even column in the low half.")
+    register_op_attr(UNPACK_INT4, "FInferType", _unpack_int4_type)
+    register_op_attr(UNPACK_INT4, "FPurity", True)
+    register_op_attr(UNPACK_INT4, "TScriptPrinterName", UNPACK_INT4)
+
+
+def unpack_int4(packed: graph.Expr) -> graph.Expr:
+    return relax.Call(Op.get(UNPACK_INT4), [packed])
+
+
+def pack_int4(values: np.ndarray) -> np.ndarray:
+    """int8 (rows, n) in -8 … 7, n even, to uint8 (rows, n/2)."""
+    low, high = values[:, 0::2].astype(np.uint8) & 15, values[:, 1::2].astype(np.uint8) & 15
+    return low | (high << 4)
+
+
+def te_unpack_int4(packed: te.Tensor) -> te.Tensor:
+    rows, half = packed.shape
+
+    def element(r, c):
+        shifted = tvm.tirx.Cast("int32", packed[r, c // 2]) >> (4 * (c % 2))
+        return tvm.tirx.Cast("int8", ((shifted & 15) ^ 8) - 8)
+
+    return te.compute((rows, half * 2), element, name="unpack_int4")
+
+
+def expand(mod: tvm.IRModule) -> tvm.IRModule:
+    """The program with the operators of this file turned into tensor programs, so that TVM's passes accept it."""
+
+    def visit(rewriter, var, expr):
+        if graph.op_name(expr) == UNPACK_INT4:
+            return rewriter.builder.call_te(te_unpack_int4, expr.args[0])
+        return None
+
+    return graph.rewrite(mod, visit)
+
+
+def quantize(x: graph.Expr, scale: np.ndarray | float, zero: np.ndarray | int, dtype: str, axis: int = -1) -> graph.Expr:
+    """clip(round_half_even(x / scale) + zero), `scale` and `zero` scalars or vectors along `axis`."""
+    return relax.op.quantize(x, graph.const(scale, "float32"), graph.const(zero, dtype), axis, dtype)
+
+
+def dequantize(q: graph.Expr, scale: np.ndarray | float, zero: np.ndarray | int, axis: int = -1) -> graph.Expr:
+    """(q - zero) * scale in float32, `scale` and `zero` scalars or vectors along `axis`."""
+    return relax.op.dequantize(q, graph.const(scale, "float32"), graph.const(zero, graph.dtype(q)), axis, "float32")
