@@ -20,7 +20,7 @@ def executor(mod: tvm.IRModule) -> Callable[[Sequence[np.ndarray]], list[np.ndar
     machine = relax.VirtualMachine(built, tvm.cpu())
 
     def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        out = machine["main"](*[tvm.runtime.tensor(np.ascontiguousarray(a)) for a in inputs])
+        out = machine["main"](*[tvm.runtime.tensor(np.asarray(a, order="C")) for a in inputs])
         return [o.numpy() for o in out]
 
     return run

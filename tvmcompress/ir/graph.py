@@ -19,7 +19,7 @@ Var = relax.Var
 
 def const(array: np.ndarray | float, dtype: str | None = None) -> Expr:
     """A constant, copied from `array`; `dtype` only when that is a Python number."""
-    array = np.asarray(array, dtype) if dtype else np.ascontiguousarray(array)
+    array = np.asarray(array, dtype, order="C")  # ascontiguousarray would make a scalar one-dimensional
     return relax.const(array)
 
 
