@@ -16,23 +16,12 @@ from tvm.ir import GenericConst
 from tvmcompress.errors import ModelError
 from tvmcompress.ir import graph
 from tvmcompress.ir.files import atomic_write
+from tvmcompress.spec import TensorSpec, numpy_dtype, spec_from_json, spec_json
+
+__all__ = ["Model", "Source", "TensorSpec", "numpy_dtype", "spec_from_json", "spec_json"]
 
 SCHEMA = 1
 INLINE_BYTES = 256  # smaller constants stay inside the program's text
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One input or output: its own name, its shape (None where a dimension depends on data) and its dtype."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: str
-
-    @property
-    def size(self) -> int:
-        """Elements; 0 when a dimension is open."""
-        return int(np.prod([d or 0 for d in self.shape], dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -155,21 +144,3 @@ def bind_constants(module: tvm.IRModule, inputs: int, arrays: list[np.ndarray]) 
     """The inverse of `lift_constants`: parameters from number `inputs` on become constants."""
     extra = list(module["main"].params)[inputs:]
     return graph.rewrite(module, lambda *_: None, fewer_params={v: graph.const(a) for v, a in zip(extra, arrays)})
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    """A NumPy dtype by name, with those of ml_dtypes (bfloat16, float8_e4m3fn …)."""
-    try:
-        return np.dtype(name)
-    except TypeError:
-        import ml_dtypes
-
-        return np.dtype(getattr(ml_dtypes, name))
-
-
-def spec_json(spec: TensorSpec) -> dict:
-    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype}
-
-
-def spec_from_json(value: dict) -> TensorSpec:
-    return TensorSpec(value["name"], tuple(value["shape"]), value["dtype"])
