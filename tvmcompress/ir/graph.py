@@ -20,7 +20,7 @@ Var = relax.Var
 def const(array: np.ndarray | float, dtype: str | None = None) -> Expr:
     """A constant, copied from `array`; `dtype` only when that is a Python number."""
     array = np.asarray(array, dtype, order="C")  # ascontiguousarray would make a scalar one-dimensional
-    return relax.const(array)
+    return relax.const(tvm.runtime.tensor(array))  # an array passed to relax.const loses half of int64 and float64
 
 
 def is_const(expr: Expr) -> bool:
