@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 import tvm
-from torch import fx
-from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
 from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 from tvmcompress.errors import ModelError, UnsupportedOperatorsError
 from tvmcompress.frontend.torch import operators, quantized
 from tvmcompress.frontend.torch.archive import first_line

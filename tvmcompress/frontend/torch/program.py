@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
-
 from tvmcompress.errors import ModelError, OpenShapeError, did_you_mean
 from tvmcompress.frontend.torch import archive
 from tvmcompress.frontend.torch.importer import KEPT, import_program

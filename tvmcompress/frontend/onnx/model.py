@@ -1,0 +1,167 @@
+"""From a ModelProto to a Model: inputs bound, operators checked, the graph walked, outputs collected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tvm import relax
+
+import onnx
+from tvmcompress.errors import ModelError, OpenShapeError, did_you_mean
+from tvmcompress.frontend.onnx.importer import Importer, Scope
+from tvmcompress.frontend.onnx.support import check_operators
+from tvmcompress.frontend.onnx.tensors import Tensors, dtype_name
+from tvmcompress.frontend.onnx.values import Known
+from tvmcompress.ir import graph
+from tvmcompress.model import Model, Source, TensorSpec
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def import_proto(
+    proto: onnx.ModelProto,
+    source: Source,
+    shapes: Shapes | None = None,
+    values: Mapping[str, np.ndarray] | None = None,
+    tensors: Tensors | None = None,
+) -> Model:
+    """Bring a model in. `shapes` binds open dimensions of inputs, `values` turns inputs into constants.
+
+    Raises ModelError, UnsupportedOperatorsError (all of them, before any work) and OpenShapeError.
+    """
+    check_operators(proto)
+    tensors = tensors or Tensors()
+    body = proto.graph
+    constants = {t.name for t in body.initializer} | {t.values.name for t in body.sparse_initializer}
+    inputs = [i for i in body.input if i.name not in constants]
+    bound = bound_values(inputs, values or {})
+    runtime = [i for i in inputs if i.name not in bound]
+    dims = bind_dimensions(runtime, shapes or {})
+    specs = tuple(spec_of(i, dims) for i in runtime)
+
+    opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in proto.opset_import}
+    scope = Scope(opsets or {"": 1}, stated_shapes(body, dims))
+    for tensor in body.initializer:
+        scope.bind(tensor.name, Known(tensors.read(tensor)))
+    for sparse in body.sparse_initializer:
+        scope.bind(sparse.values.name, Known(tensors.read_sparse(sparse)))
+    for name, array in bound.items():
+        scope.bind(name, Known(array))
+
+    importer = Importer(proto.functions)
+    params = [relax.Var(s.name, relax.TensorType(list(s.shape), s.dtype)) for s in specs]
+    for spec, param in zip(specs, params):
+        scope.bind(spec.name, param, frozenset([spec.name]))
+    with importer.builder.function("main", params):
+        with importer.builder.dataflow():
+            importer.run(body.node, scope)
+            fields = [as_result(scope, o.name) for o in body.output]
+            out = importer.builder.emit_output(relax.Tuple(fields))
+        importer.builder.emit_func_output(out)
+    module = graph.remove_dead(importer.builder.finalize())
+    outputs = tuple(result_spec(o.name, field) for o, field in zip(body.output, graph.results(module)))
+    return Model(module, specs, outputs, source)
+
+
+def as_result(scope: Scope, name: str) -> graph.Expr:
+    value = scope[name]
+    if isinstance(value, Known):
+        return value.expr()
+    if value is None or isinstance(value, list):
+        raise ModelError(f"output '{name}' is a sequence or an optional; only tensors can leave a model")
+    return value
+
+
+def result_spec(name: str, expr: graph.Expr) -> TensorSpec:
+    dims = expr.ty.shape
+    if dims is None:
+        return TensorSpec(name, (None,) * max(expr.ty.ndim, 0), graph.dtype(expr))
+    return TensorSpec(name, tuple(int(d) if hasattr(d, "value") else None for d in dims), graph.dtype(expr))
+
+
+def bound_values(inputs: Sequence[onnx.ValueInfoProto], values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The inputs that the caller made constants, as arrays of the declared dtype."""
+    by_name = {i.name: i for i in inputs}
+    bound = {}
+    for name, value in values.items():
+        if name not in by_name:
+            raise ModelError(f"no input '{name}' to bind a value to{did_you_mean(name, by_name)}")
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(by_name[name].type.tensor_type.elem_type)
+        array = np.asarray(value)
+        if array.dtype != dtype and array.dtype.kind not in "iufb":
+            raise ModelError(f"value of input '{name}': wanted {dtype}, got {array.dtype}")
+        bound[name] = array.astype(dtype)
+    return bound
+
+
+def bind_dimensions(inputs: Sequence[onnx.ValueInfoProto], shapes: Shapes) -> dict[str, Any]:
+    """`shapes` checked against the inputs: sizes by symbol, and whole shapes by input name (key `'name` with a quote)."""
+    names = [i.name for i in inputs]
+    for name in shapes:
+        if name not in names:
+            raise ModelError(f"no input '{name}' to give a shape to{did_you_mean(name, names)}")
+    sizes: dict[str, Any] = {}
+    for value in inputs:
+        if not value.type.HasField("tensor_type"):
+            raise ModelError(f"input '{value.name}' is not a tensor; only tensors can enter a model")
+        if value.name not in shapes:
+            continue
+        wanted = tuple(int(d) for d in shapes[value.name])
+        declared = value.type.tensor_type
+        sizes[f"'{value.name}"] = wanted
+        if not declared.HasField("shape"):
+            continue
+        dims = declared.shape.dim
+        if len(dims) != len(wanted) or min(wanted, default=0) < 0:
+            raise ModelError(f"shape of input '{value.name}': wanted {show(dims)}, got {'x'.join(map(str, wanted))}")
+        for dim, size in zip(dims, wanted):
+            if dim.HasField("dim_value") and dim.dim_value != size:
+                raise ModelError(
+                    f"shape of input '{value.name}': wanted {show(dims)}, got {'x'.join(map(str, wanted))}"
+                )
+            if dim.dim_param and sizes.setdefault(dim.dim_param, size) != size:
+                raise ModelError(
+                    f"dimension '{dim.dim_param}' is {sizes[dim.dim_param]} for one input and {size} for '{value.name}'"
+                )
+    return sizes
+
+
+def show(dims: Sequence[Any]) -> str:
+    return "x".join(str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in dims)
+
+
+def spec_of(value: onnx.ValueInfoProto, sizes: dict[str, Any]) -> TensorSpec:
+    """The input's static shape; raises OpenShapeError."""
+    declared = value.type.tensor_type
+    dtype = dtype_name(declared.elem_type, f"input '{value.name}'")
+    if f"'{value.name}" in sizes:
+        return TensorSpec(value.name, sizes[f"'{value.name}"], dtype)
+    if not declared.HasField("shape"):
+        raise OpenShapeError(
+            f"the shape of input '{value.name}' is not stated; give it with --shape {value.name}=1x3x224x224"
+        )
+    dims = declared.shape.dim
+    resolved = [d.dim_value if d.HasField("dim_value") else sizes.get(d.dim_param or "") for d in dims]
+    if any(d is None for d in resolved):
+        example = "x".join(
+            str(d) if d is not None else str(e) for d, e in zip(resolved, (1, 3, 224, 224, *[16] * len(dims)))
+        )
+        raise OpenShapeError(
+            f"input '{value.name}' has open dimensions ({show(dims)}); bind them with --shape {value.name}={example}"
+        )
+    return TensorSpec(value.name, tuple(int(d) for d in resolved), dtype)
+
+
+def stated_shapes(body: onnx.GraphProto, sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The static shapes that the model states for values inside it and for its outputs."""
+    stated = {}
+    for value in (*body.value_info, *body.output):
+        declared = value.type.tensor_type
+        if not value.type.HasField("tensor_type") or not declared.HasField("shape"):
+            continue
+        dims = [d.dim_value if d.HasField("dim_value") else sizes.get(d.dim_param or "") for d in declared.shape.dim]
+        if all(d is not None for d in dims):
+            stated[value.name] = tuple(dims)
+    return stated

@@ -1,0 +1,15 @@
+"""Our own converters, one family a file. A converter takes a Node and gives its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvmcompress.frontend.onnx.operators import basic, layers, shapes
+
+CONVERTERS: dict[tuple[str, str], Callable[..., Any]] = {
+    **{("", op): convert for table in (basic.TABLE, layers.TABLE, shapes.TABLE) for op, convert in table.items()},
+}
+
+# Operators whose definition by ONNX is imported although TVM has a converter: that one is wrong or knows less.
+PREFER_FUNCTION: set[tuple[str, str]] = set()
