@@ -18,8 +18,6 @@ from tvmcompress.ir import graph
 from tvmcompress.ir.files import atomic_write
 from tvmcompress.spec import TensorSpec, numpy_dtype, spec_from_json, spec_json
 
-__all__ = ["Model", "Source", "TensorSpec", "numpy_dtype", "spec_from_json", "spec_json"]
-
 SCHEMA = 1
 INLINE_BYTES = 256  # smaller constants stay inside the program's text
 

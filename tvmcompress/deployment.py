@@ -1,0 +1,100 @@
+"""deploy(package) -> Deployment: a package loaded where it runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tvmcompress import runtime, samples
+from tvmcompress import threads as placement
+from tvmcompress.errors import ModelError, UsageError
+from tvmcompress.measurement import onnx_reference
+from tvmcompress.measurement.measure import Measurement, Side
+from tvmcompress.package import Package
+from tvmcompress.report import Report
+
+Compile = Callable[[Any, dict], Package]  # (Model or the path of one, a target as JSON) -> Package
+
+
+class Deployment:
+    """Call it with {input name: array}; it gives {output name: array}. Made by `deploy`.
+
+    Arrays that are contiguous, writable and 64-byte aligned (`tvmcompress.runtime.aligned`) are read where they lie,
+    others are copied once; outputs on a CPU are not copied. Calls from several threads take turns.
+    """
+
+    def __init__(self, package: Package, program: Callable, threads: int, compile: Compile | None = None):
+        self.package = package
+        self.threads = threads
+        self._program = program
+        self._compile = compile
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run once. Raises SampleError for a wrong name, dtype or shape."""
+        samples.check(inputs, self.package.inputs)
+        results = self._program([inputs[spec.name] for spec in self.package.inputs])
+        return {spec.name: result for spec, result in zip(self.package.outputs, results)}
+
+    def measure(self, data: Any, reference: Any = None, labels: Any = None, **options: Any) -> Report:
+        """A Report: sizes, quality over all of `data` (see `samples`), latency, memory and energy.
+
+        `reference` is what to compare with: a Model, a Package, a Deployment, the path of a model or package (an ONNX
+        file is run by ONNX Runtime where that is installed), or any function from inputs to outputs. `labels` are
+        class numbers, one for each row of the first output of scores. `options` are those of `Measurement`.
+        """
+        return Measurement(**options).run(self._side(), self._reference(reference), data, labels)
+
+    def _side(self) -> Side:
+        order = {"kind": "package", "path": str(self.package.path), "threads": self.threads}
+        return Side(self.package.name, "tvmcompress", self, order, self.package)
+
+    def _reference(self, given: Any) -> Side | None:
+        if given is None or isinstance(given, Side):
+            return given
+        if isinstance(given, Deployment):
+            return given._side()
+        if isinstance(given, Package):
+            return deploy(given, threads=self.threads)._side()
+        if isinstance(given, str | os.PathLike):
+            return self._reference_file(Path(given))
+        if callable(given):
+            return Side(getattr(given, "__name__", "function"), "function", given)
+        return self._compiled(given)
+
+    def _reference_file(self, path: Path) -> Side:
+        if not path.exists():
+            raise ModelError(f"reference: no file '{path}'")
+        if path.suffix == ".tar":
+            return deploy(Package.load(path), threads=self.threads)._side()
+        if path.suffix == ".onnx" and onnx_reference.installed():
+            order = {"kind": "onnx", "path": str(path), "threads": self.threads}
+            run = onnx_reference.runner(str(path), self.threads)
+            return Side(f"{path.name} in ONNX Runtime", "onnxruntime", run, order)
+        return self._compiled(path)
+
+    def _compiled(self, model: Any) -> Side:
+        if self._compile is None:
+            raise UsageError("reference: a model must be compiled to be compared with; pass the package made of it")
+        return deploy(self._compile(model, self.package.manifest["target"]), threads=self.threads)._side()
+
+
+def deploy(
+    package: Package | str | os.PathLike,
+    device: Any = None,
+    threads: int | None = None,
+    *,
+    compile: Compile | None = None,
+) -> Deployment:
+    """Load a package where it is to run: this machine, or `device` (see `tvmcompress.device`).
+
+    `threads` is all the CPUs that this process may use unless given. `compile` serves `measure(reference=a Model)`.
+    Raises PackageError when the package is damaged or for other hardware.
+    """
+    if not isinstance(package, Package):
+        package = Package.load(package)
+    count = placement.count(threads)
+    return Deployment(package, runtime.open_package(package, count), count, compile)

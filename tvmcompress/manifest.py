@@ -1,0 +1,112 @@
+"""The package's manifest: plain JSON, and the check that it says what it must.
+
+What `compile` hands in (`REQUIRED`):
+
+    name      what the package is called in reports
+    target    the target as resolved, as JSON; at least {"name": …}
+    needs     {"arch": "x86_64", "features": [as the device spells them], "gpu": null or "sm_80"}
+    inputs    [{"name", "shape", "dtype"}] in the order of the library's parameters
+    outputs   the same, in the order of its results; a dimension that depends on data is null
+    source    {"name", "format", "bytes", "sha256"} of the model's file
+    applied   the passes that the model has been through, as text
+    notes     what they had to say, a list of JSON objects
+    layers    [{"name", "kind", "macs", "bytes", "integer", …}], whatever is known of each
+    entry     {"prepare": bool}: whether the library has a function `prepare(stored weights …) -> weights`
+
+and what it may add: `tolerance` {"relative", "absolute", "quanta"} for the golden outputs. The package adds `schema`,
+`versions`, `weights` and `golden` (where each array lies), and `members` (size and SHA-256 of each).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any
+
+from tvmcompress.errors import PackageError
+
+SCHEMA = 1
+TOLERANCE = {"relative": 1e-3, "absolute": 1e-5, "quanta": 1}
+REQUIRED: dict[str, type] = {
+    "name": str,
+    "target": dict,
+    "needs": dict,
+    "inputs": list,
+    "outputs": list,
+    "source": dict,
+    "applied": list,
+    "notes": list,
+    "layers": list,
+    "entry": dict,
+}
+WRITTEN: dict[str, type] = {
+    "tolerance": dict,
+    "versions": dict,
+    "weights": list,
+    "golden": dict,
+    "members": dict,
+}
+FIELDS: dict[str, dict[str, type | tuple]] = {
+    "needs": {"arch": str, "features": list, "gpu": (str, type(None))},
+    "source": {"name": str, "format": str, "bytes": int, "sha256": str},
+    "entry": {"prepare": bool},
+    "tolerance": {"relative": (int, float), "absolute": (int, float), "quanta": int},
+    "golden": {"inputs": list, "outputs": list},
+}
+LISTS: dict[str, dict[str, type | tuple]] = {
+    "inputs": {"name": str, "shape": list, "dtype": str},
+    "outputs": {"name": str, "shape": list, "dtype": str},
+    "weights": {"name": str, "shape": list, "dtype": str, "offset": int},
+    "layers": {"name": str},
+}
+
+
+def check(value: Any, where: str, written: bool) -> dict:
+    """`value` itself when it has every field, of the right kind. Raises PackageError naming the first that is wrong."""
+    if not isinstance(value, dict):
+        raise PackageError(f"{where}: the manifest is not a table")
+    if written and value.get("schema") != SCHEMA:
+        raise PackageError(f"{where}: the manifest has schema {value.get('schema')!r}, this version reads {SCHEMA}")
+    _fields(value, REQUIRED | WRITTEN if written else REQUIRED, f"{where}: manifest")
+    for key, fields in FIELDS.items():
+        if key in value:
+            _fields(value[key], fields, f"{where}: manifest: {key}")
+    for key, fields in LISTS.items():
+        for index, row in enumerate(value.get(key, [])):
+            _fields(row, fields, f"{where}: manifest: {key}[{index}]")
+            if any(not isinstance(d, int | None) or (d or 0) < 0 for d in row.get("shape", [])):
+                raise PackageError(f"{where}: manifest: {key}[{index}]: 'shape' holds what is not a dimension")
+    return value
+
+
+def _fields(value: Any, fields: Mapping[str, type | tuple], where: str) -> None:
+    if not isinstance(value, dict):
+        raise PackageError(f"{where}: wanted a table, got {type(value).__name__}")
+    for name, kind in fields.items():
+        if name not in value:
+            raise PackageError(f"{where}: '{name}' is missing")
+        if not isinstance(value[name], kind):
+            raise PackageError(f"{where}: '{name}' is of the wrong kind ({type(value[name]).__name__})")
+
+
+def parse(text: bytes, where: str) -> dict:
+    try:
+        return check(json.loads(text), where, written=True)
+    except (ValueError, RecursionError) as error:
+        raise PackageError(f"{where}: the manifest is not JSON") from error
+
+
+def dump(value: dict) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False).encode() + b"\n"
+
+
+def versions() -> dict[str, str]:
+    """Of this project and of what its results depend on."""
+    found = {}
+    for name in ("tvmcompress", "apache-tvm", "apache-tvm-ffi", "numpy"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

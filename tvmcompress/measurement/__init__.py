@@ -1,0 +1,1 @@
+"""How a deployment is measured: quality over samples, a race against a reference, memory, energy."""

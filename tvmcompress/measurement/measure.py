@@ -1,0 +1,160 @@
+"""One measurement of a deployment: quality, then the race, then everything put into a Report."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+
+from tvmcompress import cpu, energy
+from tvmcompress.errors import SampleError
+from tvmcompress.measurement.quality import Quality
+from tvmcompress.measurement.race import Racer, latency, race
+from tvmcompress.package import Package
+from tvmcompress.report import Report
+from tvmcompress.samples import Samples
+
+Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+Progress = Callable[[str, float | None], None]  # (what is being done, share from 0 to 1 when known)
+
+
+@dataclass(frozen=True)
+class Side:
+    """What takes part: how to run it here for its outputs, and what a worker process loads (None: it runs here)."""
+
+    name: str
+    kind: str  # "tvmcompress", "onnxruntime" or "function"
+    run: Run
+    order: dict | None = None
+    package: Package | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Options: `repeats` runs of each side, or as many as fit in `budget_s` seconds; processes started cold."""
+
+    budget_s: float = 6.0
+    repeats: int | None = None
+    cold_starts: int = 3
+    limit: int | None = None  # samples at most
+    progress: Progress = lambda what, share: None
+
+    def run(self, ours: Side, reference: Side | None, data: Any, labels: Any = None) -> Report:
+        assert ours.package is not None
+        package = ours.package
+        samples = Samples(data, package.inputs, self.limit)
+        labels = _labels(labels, samples)
+        stream = iter(samples)
+        first = next(stream)
+        quality = self._quality(ours.run, reference, chain([first], stream), samples.count(), labels)
+        racers = [Racer(s.name, s.order, s.run) for s in (ours, reference) if s is not None]
+        found, why_not = energy.sensors()
+        try:
+            race(
+                racers,
+                first,
+                budget_s=self.budget_s,
+                repeats=self.repeats,
+                cold_starts=self.cold_starts,
+                sensors=found,
+                progress=lambda share: self.progress("timing", share),
+            )
+        finally:
+            for sensor in found:
+                sensor.close()
+        us, them = racers[0], racers[1] if reference else None
+        return Report(
+            package=_about(package),
+            reference={"name": reference.name, "kind": reference.kind} if reference else None,
+            size=_size(package, reference),
+            quality=quality,
+            latency=_latency(us, them),
+            memory=_memory(us, them),
+            energy=_energy(us, them, why_not),
+            layers=layers(package.manifest),
+            how=_how(ours.order, self.repeats, self.budget_s, bool(reference and reference.order)),
+        )
+
+    def _quality(
+        self, ours: Run, reference: Side | None, data: Iterable[dict], total: int | None, labels: np.ndarray | None
+    ) -> dict:
+        quality = Quality(labels)
+        for count, sample in enumerate(data, 1):
+            quality.add(ours(sample), reference.run(sample) if reference else None)
+            self.progress("comparing outputs", count / total if total else None)
+        return quality.summary()
+
+
+def layers(manifest: Mapping[str, Any]) -> list[dict]:
+    """The manifest's layers, each with what the passes' notes say of a layer of that name."""
+    notes: dict[str, dict] = {}
+    for note in manifest["notes"]:
+        if isinstance(note.get("layer"), str):
+            notes.setdefault(note["layer"].replace(".", "_"), {}).update(
+                {k: v for k, v in note.items() if k != "layer"}
+            )
+    rows = [{**notes.pop(row["name"].replace(".", "_"), {}), **row} for row in manifest["layers"]]
+    return rows + [{"name": name, **note} for name, note in notes.items()]
+
+
+def _labels(given: Any, samples: Samples) -> np.ndarray | None:
+    labels = samples.labels() if given is None else np.asarray(given).reshape(-1)
+    if labels is not None and labels.dtype.kind not in "iu":
+        raise SampleError(f"labels: wanted integers, got {labels.dtype.name}")
+    return labels
+
+
+def _about(package: Package) -> dict:
+    target, source = package.manifest["target"], package.manifest["source"]
+    applied = package.manifest["applied"]
+    return {"name": package.name, "target": target.get("name", ""), "source": source, "applied": applied}
+
+
+def _size(package: Package, reference: Side | None) -> dict:
+    source = package.manifest["source"]["bytes"]
+    row = {**package.sizes, "source": source, "ratio": package.sizes["package"] / source if source else None}
+    if reference and reference.package:
+        row["reference"] = reference.package.sizes["package"]
+    elif reference and reference.order:
+        row["reference"] = os.path.getsize(reference.order["path"])
+    return row
+
+
+def _latency(ours: Racer, reference: Racer | None) -> dict:
+    row: dict[str, Any] = {"package": latency(ours), "reference": latency(reference) if reference else None}
+    row["speedup"] = row["reference"]["median"] / row["package"]["median"] if reference else None
+    return row
+
+
+def _memory(ours: Racer, reference: Racer | None) -> dict:
+    def one(racer: Racer | None) -> dict | None:
+        return {"peak": racer.peak, "above_bare": racer.peak - racer.bare} if racer and racer.peak else None
+
+    return {"package": one(ours), "reference": one(reference)}
+
+
+def _energy(ours: Racer, reference: Racer | None, why_not: str) -> dict:
+    def one(racer: Racer | None) -> dict | None:
+        return {n: j / len(racer.ms) for n, j in racer.joules.items()} if racer and racer.joules else None
+
+    return {"package": one(ours), "reference": one(reference), "unit": "J per inference", "not_measured": why_not}
+
+
+def _how(order: dict | None, repeats: int | None, budget_s: float, apart: bool) -> dict:
+    described = cpu.describe()
+    return {
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "machine": {k: described[k] for k in ("architecture", "model", "cores", "l1d", "l2", "l3")},
+        "system": platform.platform(),
+        "threads": (order or {}).get("threads"),
+        "load_before": os.getloadavg()[0],
+        "repeats": repeats,
+        "budget_s": budget_s,
+        "processes": "each in its own, in turns" if apart else "the package in its own",
+    }

@@ -1,0 +1,96 @@
+"""One runtime in a process of its own, run as `python -m tvmcompress.measurement.worker`.
+
+The first line on stdin says what to load: {"kind": "package" | "onnx", "path", "inputs": a .npz, "threads"}. The answer
+has the time from an interpreter with NumPy to the first outputs. Then each line {"run": n} is answered with n times in
+ms, and {"peak": true} with the largest memory that the process has had.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tvmcompress.errors import TvmcompressError
+
+
+def main() -> int:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a runtime prints must not come between the answers
+
+    def answer(value: dict) -> None:
+        print(json.dumps(value), file=answers, flush=True)
+
+    try:
+        order = json.loads(sys.stdin.readline())
+        with np.load(order["inputs"], allow_pickle=False) as archive:
+            inputs = {name: archive[name] for name in archive.files}
+        bare = memory("VmRSS")
+        start = time.perf_counter()
+        run = open_onnx(order) if order["kind"] == "onnx" else open_package(order)
+        loaded = time.perf_counter()
+        call = run(inputs)
+        call()
+        first = time.perf_counter()
+        answer({"load_ms": (loaded - start) * 1e3, "cold_start_ms": (first - start) * 1e3, "bare_bytes": bare})
+        for line in sys.stdin:
+            order = json.loads(line)
+            answer({"ms": times(call, order["run"])} if "run" in order else {"peak_bytes": memory("VmHWM")})
+    except TvmcompressError as error:
+        answer({"error": str(error)})
+        return error.exit_code
+    except (BrokenPipeError, KeyboardInterrupt):
+        return 1
+    return 0
+
+
+def times(call: Callable[[], Any], count: int) -> list[float]:
+    """How long each of `count` runs takes, in ms."""
+    found = []
+    for _ in range(count):
+        start = time.perf_counter_ns()
+        call()
+        found.append((time.perf_counter_ns() - start) / 1e6)
+    return found
+
+
+def open_package(order: dict) -> Callable:
+    from tvmcompress import runtime
+    from tvmcompress.package import Package
+
+    package = Package.load(order["path"])
+    program = runtime.open_package(package, order["threads"])
+
+    def prepare(inputs: dict[str, np.ndarray]) -> Callable:
+        arrays = []
+        for spec in package.inputs:
+            arrays.append(runtime.aligned(inputs[spec.name].shape, inputs[spec.name].dtype))
+            np.copyto(arrays[-1], inputs[spec.name])
+        return lambda: program(arrays)
+
+    return prepare
+
+
+def open_onnx(order: dict) -> Callable:
+    from tvmcompress.measurement.onnx_reference import session
+
+    opened = session(order["path"], order["threads"])
+    return lambda inputs: lambda: opened.run(None, inputs)
+
+
+def memory(field: str) -> int:
+    """Bytes, from a line of /proc/self/status; 0 where there is no such file."""
+    try:
+        with open("/proc/self/status") as file:
+            return next((int(line.split()[1]) * 1024 for line in file if line.startswith(field)), 0)
+    except OSError:
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

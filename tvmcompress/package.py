@@ -1,0 +1,298 @@
+"""Package: compiled library, weights, manifest, golden inputs and outputs, for one target, in one file.
+
+The file is described in `archive`, the manifest in `manifest`. A package is always backed by a file, its own temporary
+one until it is saved, so weights are mapped and never held in memory twice.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import lzma
+import mmap
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tvmcompress import archive, cpu, golden, manifest, runtime
+from tvmcompress.archive import Limits
+from tvmcompress.errors import PackageError, TvmcompressError
+from tvmcompress.golden import Check, Verification
+from tvmcompress.ir.files import atomic_write
+from tvmcompress.spec import TensorSpec, numpy_dtype, spec_from_json
+
+ALIGNMENT = 64  # bytes; of each array inside weights.bin, which itself starts on a page
+BLOCK = 1 << 20
+Array = np.ndarray | Callable[[], np.ndarray]
+
+
+class Package:
+    """See the module. Made by `build` or `load`."""
+
+    def __init__(self, path: Path, contents: dict, members: dict, limits: Limits, owned: Any = None):
+        self.path = path
+        self.manifest = contents
+        self._members = members
+        self._limits = limits
+        self._owned = owned  # the temporary folder that `path` lies in, when it is ours
+
+    @classmethod
+    def build(
+        cls,
+        *,
+        library: str | os.PathLike,
+        weights: Iterable[tuple[str, Array]],
+        manifest: dict,
+        golden_inputs: Mapping[str, np.ndarray],
+        golden_outputs: Mapping[str, np.ndarray],
+    ) -> Package:
+        """A new package.
+
+        `library` is a linked Relax library with `main(inputs …, weights …) -> tuple`, the weights being those given
+        here, in this order, or, when `manifest["entry"]["prepare"]` is true, what its function `prepare(weights …)`
+        returns. A weight may be a function that makes the array, called when its turn comes. `manifest` holds what
+        `tvmcompress.manifest` lists. Raises PackageError when a field is missing, TvmcompressError on a full disk.
+        """
+        return _build(library, weights, manifest, golden_inputs, golden_outputs)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, limits: Limits | None = None) -> Package:
+        """Open a package file; its weights are mapped when they are first used. Raises PackageError.
+
+        Names, sizes, limits and the library's hash are checked here; the hashes of everything else by `verify`.
+        """
+        limits = limits or Limits()
+        members = archive.read(path, limits)
+        if members["manifest.json"].size > limits.manifest:
+            raise PackageError(f"{path}: the manifest is larger than the limit of {limits.manifest:,} bytes")
+        contents = manifest.parse(_read(path, members["manifest.json"]), str(path))
+        package = cls(Path(path), contents, members, limits)
+        package._check_members()
+        package._check_arrays()
+        package._check_hash("library.so.xz")
+        return package
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the file, whole or not at all."""
+        with atomic_write(path) as temporary:
+            shutil.copyfile(self.path, temporary)
+
+    # What is in it ------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        return self.manifest["name"]
+
+    @cached_property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(spec_from_json(s) for s in self.manifest["inputs"])
+
+    @cached_property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(spec_from_json(s) for s in self.manifest["outputs"])
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes: of the whole file, and of each part as it lies in the file."""
+        parts = {name.split(".")[0]: member.size for name, member in self._members.items()}
+        return {"package": self.path.stat().st_size, **parts}
+
+    def weights(self) -> list[np.ndarray]:
+        """The stored weights in order, on a private mapping of the file: writing to them changes no file."""
+        member = self._members["weights.bin"]
+        with open(self.path, "rb") as file:
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        whole = np.frombuffer(mapping, np.uint8)[member.offset : member.offset + member.size]
+        return [_array(whole, row) for row in self.manifest["weights"]]
+
+    def golden(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Example inputs and the outputs that the compiler saw for them."""
+        index = self.manifest["golden"]
+        whole = np.frombuffer(self._unpack("golden.bin.xz", self._limits.golden), np.uint8)
+        try:
+            inputs, outputs = ({r["name"]: _array(whole, r).copy() for r in index[k]} for k in ("inputs", "outputs"))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PackageError(f"{self.path}: golden.bin does not hold what the manifest says") from error
+        return inputs, outputs
+
+    @contextmanager
+    def library(self) -> Iterator[Path]:
+        """The library as a file in a private folder, removed on leaving: code once loaded needs its file no more."""
+        self.check_hardware()
+        code = self._unpack("library.so.xz", self._limits.library)
+        with tempfile.TemporaryDirectory(prefix="tvmcompress-") as folder:
+            path = Path(folder, "library.so")
+            path.write_bytes(code)
+            yield path
+
+    # Whether it may run -------------------------------------------------------------------------------------------
+
+    def check_hardware(self) -> None:
+        """Raises PackageError when this machine cannot run the package, naming what it lacks."""
+        needs, target = self.manifest["needs"], self.manifest["target"].get("name", "another target")
+        if needs["arch"] != cpu.architecture():
+            raise PackageError(f"{self.name} is for {needs['arch']} ({target}); this machine is {cpu.architecture()}")
+        if lacking := cpu.missing(needs["features"]):
+            raise PackageError(
+                f"{self.name} was compiled for {target}; this machine lacks {', '.join(lacking)}. "
+                "Compile it again with --target native"
+            )
+        if needs["gpu"] and not os.path.exists("/proc/driver/nvidia/version"):
+            raise PackageError(
+                f"{self.name} needs a CUDA device ({needs['gpu']}, target {target}); none was found here"
+            )
+
+    def check_hashes(self) -> list[tuple[str, bool]]:
+        """For each member, whether its SHA-256 is what the manifest says."""
+        wanted = self.manifest["members"]
+        return [
+            (name, self._sha256(name) == wanted[name]["sha256"]) for name in sorted(self._members) if name in wanted
+        ]
+
+    def verify(self, threads: int | None = None, hashes_only: bool = False) -> Verification:
+        """Check every hash, then run the golden inputs on this machine and compare outputs within the tolerance.
+
+        What does not hold is a row of the result. Raises PackageError when the package cannot run here at all.
+        """
+        checks = [
+            Check(name, ok, "" if ok else "its SHA-256 is not the manifest's") for name, ok in self.check_hashes()
+        ]
+        if not hashes_only and all(check.ok for check in checks):
+            inputs, wanted = self.golden()
+            results = runtime.open_package(self, threads)([inputs[spec.name] for spec in self.inputs])
+            got = dict(zip((spec.name for spec in self.outputs), results))
+            tolerance = self.manifest["tolerance"]
+            checks += [golden.compare(f"output '{name}'", got[name], wanted[name], tolerance) for name in got]
+        return Verification(tuple(checks))
+
+    def _check_members(self) -> None:
+        wanted = self.manifest["members"]
+        for name, member in self._members.items():
+            if name == "manifest.json":
+                continue
+            row = wanted.get(name)
+            if not isinstance(row, dict) or not {"size", "sha256", "unpacked"} <= row.keys():
+                raise PackageError(f"{self.path}: the manifest does not describe '{name}'")
+            if row["size"] != member.size:
+                raise PackageError(f"{self.path}: '{name}' has {member.size} bytes, the manifest says {row['size']}")
+
+    def _check_arrays(self) -> None:
+        size, end = self._members["weights.bin"].size, 0
+        for row in self.manifest["weights"]:
+            try:
+                bytes_ = _nbytes(row)
+            except (TypeError, ValueError, AttributeError) as error:
+                raise PackageError(f"{self.path}: weight '{row['name']}' has no valid dtype and shape") from error
+            if row["offset"] < end or row["offset"] % ALIGNMENT or row["offset"] + bytes_ > size:
+                raise PackageError(f"{self.path}: weight '{row['name']}' does not lie where the manifest says")
+            end = row["offset"] + bytes_
+
+    def _check_hash(self, name: str) -> None:
+        if self._sha256(name) != self.manifest["members"][name]["sha256"]:
+            raise PackageError(f"{self.path}: '{name}' is damaged (its SHA-256 is not the manifest's)")
+
+    def _sha256(self, name: str) -> str:
+        member, digest = self._members[name], hashlib.sha256()
+        with open(self.path, "rb") as file:
+            file.seek(member.offset)
+            left = member.size
+            while left and (block := file.read(min(BLOCK, left))):
+                digest.update(block)
+                left -= len(block)
+        return digest.hexdigest()
+
+    def _unpack(self, name: str, limit: int) -> bytes:
+        """A member's contents, never more than the manifest says and the limit allows."""
+        self._check_hash(name)
+        size = self.manifest["members"][name]["unpacked"]
+        if not isinstance(size, int) or size > limit:
+            raise PackageError(f"{self.path}: '{name}' unpacks to {size:,} bytes, beyond the limit of {limit:,}")
+        unpacker = lzma.LZMADecompressor(format=lzma.FORMAT_XZ)
+        try:
+            data = unpacker.decompress(_read(self.path, self._members[name]), max_length=size + 1)
+        except (lzma.LZMAError, EOFError) as error:
+            raise PackageError(f"{self.path}: '{name}' cannot be unpacked: {error}") from error
+        if len(data) != size:
+            raise PackageError(f"{self.path}: '{name}' does not unpack to the {size:,} bytes that the manifest says")
+        return data
+
+
+def _build(library: Any, weights: Any, contents: dict, golden_inputs: Any, golden_outputs: Any) -> Package:
+    contents = manifest.check(dict(contents), "new package", written=False)
+    contents["tolerance"] = manifest.TOLERANCE | contents.get("tolerance", {})
+    contents["schema"], contents["versions"] = manifest.SCHEMA, manifest.versions()
+    members: dict[str, dict] = {}
+
+    def write_weights(file: BinaryIO) -> None:
+        contents["weights"], members["weights.bin"] = _write_arrays(file, weights)
+
+    def rest() -> dict[str, bytes]:
+        plain = io.BytesIO()
+        given, expected = list(golden_inputs.items()), list(golden_outputs.items())
+        rows, _ = _write_arrays(plain, given + expected)
+        contents["golden"] = {"inputs": rows[: len(given)], "outputs": rows[len(given) :]}
+        unpacked = {"golden.bin.xz": plain.getvalue(), "library.so.xz": Path(library).read_bytes()}
+        packed = {name: lzma.compress(data, preset=6) for name, data in unpacked.items()}
+        for name, data in packed.items():
+            digest = hashlib.sha256(data).hexdigest()
+            members[name] = {"size": len(data), "sha256": digest, "unpacked": len(unpacked[name])}
+        contents["members"] = members
+        return packed | {"manifest.json": manifest.dump(contents)}
+
+    folder = tempfile.TemporaryDirectory(prefix="tvmcompress-")
+    path = Path(folder.name, "package.tar")
+    try:
+        with open(path, "w+b") as file:
+            archive.write(file, write_weights, rest)
+        package = Package.load(path)
+    except OSError as error:
+        folder.cleanup()
+        raise TvmcompressError(f"cannot write the package to {folder.name}: {error.strerror or error}") from error
+    except BaseException:
+        folder.cleanup()
+        raise
+    package._owned = folder
+    return package
+
+
+def _write_arrays(file: BinaryIO, arrays: Iterable[tuple[str, Array]]) -> tuple[list[dict], dict]:
+    """Write arrays one after the other, each at a multiple of ALIGNMENT; where each lies, and the member's row."""
+    digest, start, rows = hashlib.sha256(), file.tell(), []
+
+    def put(data: Any) -> None:
+        file.write(data)
+        digest.update(data)
+
+    for name, array in arrays:
+        data = np.asarray(array() if callable(array) else array)
+        put(bytes(-(file.tell() - start) % ALIGNMENT))
+        rows.append({"name": name, "dtype": data.dtype.name, "shape": list(data.shape), "offset": file.tell() - start})
+        put(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
+    size = file.tell() - start
+    return rows, {"size": size, "sha256": digest.hexdigest(), "unpacked": size}
+
+
+def _nbytes(row: dict) -> int:
+    if any(not isinstance(d, int) or d < 0 for d in row["shape"]):
+        raise ValueError("shape")
+    dtype = numpy_dtype(row["dtype"])
+    if dtype.hasobject or dtype.kind in "SUM":
+        raise ValueError("dtype")
+    return int(np.prod(row["shape"], dtype=object)) * dtype.itemsize
+
+
+def _array(whole: np.ndarray, row: dict) -> np.ndarray:
+    return whole[row["offset"] : row["offset"] + _nbytes(row)].view(numpy_dtype(row["dtype"])).reshape(row["shape"])
+
+
+def _read(path: str | os.PathLike, member: archive.Member) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(member.offset)
+        return file.read(member.size)

@@ -1,0 +1,48 @@
+"""A Report for the terminal."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from tvmcompress.report import Report, figures, number_text
+
+MOST_LAYERS = 12
+
+
+def render(report: Report) -> RenderableType:
+    name = report.package["name"]
+    reference = report.reference["name"] if report.reference else ""
+    table = Table(box=box.SIMPLE_HEAD, title=f"{name} on {report.package['target']}", title_justify="left")
+    table.add_column("")
+    table.add_column("package", justify="right")
+    if reference:
+        table.add_column(reference, justify="right")
+    for section, rows in figures(report):
+        table.add_section()
+        table.add_row(f"[bold]{section}[/]")
+        for what, ours, theirs in rows:
+            table.add_row(f"  {what}", ours, *([theirs] if reference else []))
+    parts: list[RenderableType] = [table]
+    if noisy := [row for row in report.layers if row.get("snr_db") is not None]:
+        parts.append(_layers(noisy))
+    how = report.how
+    apart = how["processes"]
+    parts.append(
+        f"[dim]{how['machine']['model']}, {how['threads']} threads, {apart}; load before {how['load_before']:.1f}[/]"
+    )
+    return Group(*parts)
+
+
+def _layers(rows: list[dict]) -> Table:
+    rows = sorted(rows, key=lambda row: row["snr_db"])
+    more = f" of {len(rows)}" if len(rows) > MOST_LAYERS else ""
+    table = Table(
+        box=box.SIMPLE_HEAD, title=f"Noisiest layers ({min(len(rows), MOST_LAYERS)}{more})", title_justify="left"
+    )
+    table.add_column("layer")
+    table.add_column("signal to noise", justify="right")
+    for row in rows[:MOST_LAYERS]:
+        table.add_row(str(row["name"]), number_text(row["snr_db"], " dB", 3))
+    return table

@@ -1,0 +1,203 @@
+"""Running a linked library: TVM's runtime without its compiler.
+
+`import tvm` takes seconds and a quarter of a gigabyte, most of it for the compiler. A deployed package needs only
+`libtvm_runtime.so`, which this file loads by itself unless the process already has all of TVM.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvmcompress import threads as placement
+from tvmcompress.errors import MissingDependencyError, PackageError
+
+if TYPE_CHECKING:
+    from tvmcompress.package import Package
+
+ALIGNMENT = 64  # bytes; generated code assumes it of every tensor
+POOLED = 2  # the virtual machine's allocator that keeps freed memory for the next call
+CPU, CUDA = 1, 2  # DLPack's device types
+
+
+def ffi() -> Any:
+    """The module `tvm_ffi`, with TVM's runtime library loaded."""
+    if "tvm" in sys.modules:
+        import tvm_ffi
+
+        return tvm_ffi
+    if "tvm_ffi" not in sys.modules:
+        _import_ffi_without_torch()
+    import tvm_ffi
+
+    spec = importlib.util.find_spec("tvm")
+    if spec is None or spec.origin is None:
+        raise MissingDependencyError("TVM is not installed: pip install apache-tvm==0.27.0.post1")
+    folder = Path(spec.origin).parent / "lib"
+    for name in ("libtvm_runtime.so", "libtvm_runtime_extra.so"):
+        ctypes.CDLL(str(folder / name), ctypes.RTLD_GLOBAL)
+    return tvm_ffi
+
+
+def _import_ffi_without_torch() -> None:
+    """tvm_ffi imports torch when it can, for the sake of torch tensors, and that takes over a second."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # type: ignore[assignment]  # what the import system takes as "not there"
+    try:
+        import tvm_ffi  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError("TVM is not installed: pip install apache-tvm==0.27.0.post1") from error
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+
+
+def aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+    """An uninitialised array whose data starts at a multiple of ALIGNMENT."""
+    dtype = np.dtype(dtype)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def tensor(array: np.ndarray) -> Any:
+    """A TVM tensor on the same memory. `array` must be aligned, contiguous and writable."""
+    tvm_ffi = ffi()
+    if array.dtype.isbuiltin == 1:
+        return tvm_ffi.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
+    # NumPy hands bfloat16 and its kin to nobody, so they travel as plain bits and are given their name on the far side.
+    bits = tvm_ffi.from_dlpack(array.view(f"u{array.dtype.itemsize}"), require_alignment=ALIGNMENT)
+    view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
+    return view(bits, tvm_ffi.Shape(array.shape), tvm_ffi.dtype(array.dtype.name), 0)
+
+
+def array(value: Any) -> np.ndarray:
+    """A NumPy array on the memory of a TVM tensor in main memory."""
+    try:
+        return np.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError):  # a dtype that NumPy does not have
+        import ml_dtypes
+
+        dtype = np.dtype(getattr(ml_dtypes, str(value.dtype)))
+        view = ffi().get_global_func("runtime.TVMTensorCreateView")
+        bits = view(value, ffi().Shape(value.shape), ffi().dtype(f"uint{dtype.itemsize * 8}"), 0)
+        return np.from_dlpack(bits).view(dtype)
+
+
+def usable(array: np.ndarray) -> bool:
+    """Whether TVM can read this array where it lies."""
+    flags = array.flags
+    return flags.c_contiguous and flags.writeable and array.ctypes.data % ALIGNMENT == 0
+
+
+class Program:
+    """A library and its weights in a virtual machine, on this computer.
+
+    `stored` are the weights as the package keeps them. With `prepare`, the library's function of that name is run
+    once and its results take their place. Calls are serialised; outputs are arrays of their own.
+    """
+
+    def __init__(
+        self,
+        library: Path,
+        stored: Sequence[np.ndarray],
+        *,
+        prepare: bool,
+        inputs: int,
+        threads: int,
+        cuda: bool = False,
+    ):
+        self.threads = placement.count(threads)
+        placement.prepare_environment(self.threads)
+        self._ffi = ffi()
+        self._lock = threading.Lock()
+        self._configured: set[int] = set()
+        self._staging: dict[int, np.ndarray] = {}
+        self._cuda = cuda
+        try:
+            module = self._ffi.load_module(str(library))
+            self._machine = module["vm_load_executable"]()
+            devices = [CUDA, 0, POOLED] if cuda else []
+            self._machine["vm_initialization"](*devices, CPU, 0, POOLED)
+            self._main = self._machine["main"]
+            wanted = inputs + (len(stored) if not prepare else 0)
+            arity = self._machine["get_function_arity"]("main")
+        except (RuntimeError, AttributeError, OSError, ValueError) as error:
+            raise PackageError(f"the package's library cannot be loaded: {_first_line(error)}") from error
+        if (arity != wanted) if not prepare else (arity < wanted):
+            raise PackageError(f"the package's library takes {arity} arguments, its manifest says {wanted}")
+        self._configure()
+        weights = [self._to_device(self._aligned(w)) for w in stored]
+        if prepare:
+            weights = list(self._machine["prepare"](*weights))
+        self._weights = weights
+        self._mapped = [] if prepare else list(stored)
+
+    def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run once. `inputs` have the shapes and dtypes of the program's parameters, in order."""
+        with self._lock:
+            if threading.get_ident() not in self._configured:
+                self._configure()
+            tensors = [self._input(i, a) for i, a in enumerate(inputs)]
+            results = self._main(*tensors, *self._weights)
+            return [self._output(r, inputs) for r in results]
+
+    def _configure(self) -> None:
+        placement.configure(self.threads)
+        self._configured.add(threading.get_ident())
+
+    def _input(self, index: int, given: np.ndarray) -> Any:
+        if not usable(given):
+            place = self._staging.get(index)
+            if place is None or place.shape != given.shape or place.dtype != given.dtype:
+                place = self._staging[index] = aligned(given.shape, given.dtype)
+            np.copyto(place, given)
+            given = place
+        return self._to_device(given)
+
+    def _to_device(self, given: np.ndarray) -> Any:
+        if not self._cuda:
+            return tensor(given)
+        import tvm
+
+        return tvm.runtime.tensor(given, tvm.cuda(0))
+
+    def _output(self, result: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
+        out = np.asarray(result.numpy()) if self._cuda else array(result)
+        # A program may hand back an input or a constant as it is; the caller must be free to write to what it gets.
+        borrowed = (*self._staging.values(), *self._mapped, *inputs)
+        return out.copy() if any(np.may_share_memory(out, b) for b in borrowed) else out
+
+    @staticmethod
+    def _aligned(stored: np.ndarray) -> np.ndarray:
+        if usable(stored):
+            return stored
+        place = aligned(stored.shape, stored.dtype)
+        np.copyto(place, stored)
+        return place
+
+
+def open_package(package: Package, threads: int | None = None) -> Program:
+    """The program of a package, on this machine. Raises PackageError before any code is loaded if it cannot run."""
+    with package.library() as library:
+        return Program(
+            library,
+            package.weights(),
+            prepare=package.manifest["entry"]["prepare"],
+            inputs=len(package.inputs),
+            threads=placement.count(threads),
+            cuda=bool(package.manifest["needs"]["gpu"]),
+        )
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
