@@ -1,0 +1,92 @@
+"""compress: a model through the passes of a recipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+
+from tvmcompress.errors import SampleError
+from tvmcompress.ir import evaluate
+from tvmcompress.model import Model
+from tvmcompress.passes import Calibration, Pass
+from tvmcompress.passes.support.calibration import Executor, Progress
+from tvmcompress.recipe import Recipe
+from tvmcompress.samples import Samples
+from tvmcompress.spec import TensorSpec
+
+Between = Callable[[Pass, Model], None]
+
+
+def host_executor(mod: tvm.IRModule) -> Callable[[Any], list[np.ndarray]]:
+    """What runs programs during calibration: arrays in, arrays out, in order."""
+    return evaluate.executor(mod)
+
+
+def compress(
+    model: Model,
+    recipe: Recipe | str | os.PathLike,
+    samples: Any = None,
+    *,
+    progress: Progress | None = None,
+    cache: str | os.PathLike | None = None,
+    between: Between | None = None,
+) -> Model:
+    """`model` after every pass of `recipe`; the one given is not changed.
+
+    samples: a .npz or .npy file, a folder of them, or an iterable (read once, one by one) of dicts from input name to
+    array, of arrays when there is one input, or of tuples in the order of the inputs; needed by recipes that calibrate.
+    progress: called with (samples done, total or None, what is being done).
+    cache: a file that keeps the calibration; it is reused, and samples are then only read for the first few, as long
+    as program and options stay the same.
+    between: called with (pass, model after it) after each pass.
+
+    Raises RecipeError, SampleError, and ModelError for weights that are not numbers.
+    """
+    recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    calibration = None
+    if recipe.needs_samples:
+        needing = next(step for step in recipe.passes if step.needs_samples)
+        if samples is None:
+            raise SampleError(
+                f"recipe '{recipe.name}' needs samples for {needing.key}: give some typical inputs "
+                f"(--samples calib.npz, samples=images), or take one that needs none (int8-dynamic, int8-weights)"
+            )
+        calibration = calibration_of(model, samples, progress, cache)
+    for step in recipe.passes:
+        outcome = step(model.module, calibration)
+        model = model.with_module(outcome.module, repr(step), outcome.notes)
+        if between is not None:
+            between(step, model)
+    return model
+
+
+def calibration_of(
+    model: Model, samples: Any, progress: Progress | None, cache: str | os.PathLike | None
+) -> Calibration:
+    checked = samples if isinstance(samples, Samples) else Samples(samples, model.inputs)
+    executor: Executor = host_executor
+    return Calibration(
+        Ordered(checked, model.inputs),
+        executor,
+        total=checked.count(),
+        once=hasattr(checked.source, "__next__"),
+        progress=progress,
+        cache=Path(cache) if cache is not None else None,
+    )
+
+
+class Ordered:
+    """Samples as lists of arrays in the order of the model's inputs."""
+
+    def __init__(self, samples: Samples, inputs: tuple[TensorSpec, ...]):
+        self.samples = samples
+        self.names = [spec.name for spec in inputs]
+
+    def __iter__(self) -> Iterator[list[np.ndarray]]:
+        for sample in self.samples:
+            yield [np.ascontiguousarray(sample[name]) for name in self.names]

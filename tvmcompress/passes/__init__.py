@@ -1,0 +1,25 @@
+"""The passes: what the weights become. One a file; the file's name is the key in a recipe."""
+
+from __future__ import annotations
+
+from tvmcompress.passes.fold_batch_norm import FoldBatchNorm
+from tvmcompress.passes.fold_constants import FoldConstants
+from tvmcompress.passes.quantize_dynamic import QuantizeDynamic
+from tvmcompress.passes.quantize_static import QuantizeStatic
+from tvmcompress.passes.quantize_weights import QuantizeWeights
+from tvmcompress.passes.support.base import Outcome, Pass
+from tvmcompress.passes.support.calibration import Calibration
+from tvmcompress.passes.to_bf16 import ToBf16
+from tvmcompress.passes.to_fp16 import ToFp16
+
+PASSES: dict[str, type[Pass]] = {
+    "fold_batch_norm": FoldBatchNorm,
+    "fold_constants": FoldConstants,
+    "quantize_static": QuantizeStatic,
+    "quantize_dynamic": QuantizeDynamic,
+    "quantize_weights": QuantizeWeights,
+    "to_fp16": ToFp16,
+    "to_bf16": ToBf16,
+}
+
+__all__ = ["PASSES", "Calibration", "Outcome", "Pass", *(cls.__name__ for cls in PASSES.values())]

@@ -1,0 +1,130 @@
+"""Writing quantize / dequantize into a program, once it is known where and with which ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvmcompress.ir import graph, ops
+from tvmcompress.passes.support import ranges, weights
+from tvmcompress.passes.support.layers import Layer
+from tvmcompress.passes.support.placement import Plan, live
+
+Ranges = dict[str, tuple[float, float]]
+Means = dict[str, np.ndarray]
+
+
+class Insertion:
+    """`visit` for `graph.rewrite`. `limits`: range by tensor; `means`: channel means of layers' inputs, which turn the
+    correction of biases on. Afterwards `names` leads from each binding's old name to its new one.
+    """
+
+    def __init__(self, mod: tvm.IRModule, plan: Plan, limits: Ranges, means: Means, search: bool):
+        self.plan, self.limits, self.means, self.search = plan, limits, means, search
+        self.old = graph.definitions(mod)
+        self.names: dict[str, str] = {}
+        self.quantized: dict[graph.Expr, graph.Expr] = {}  # computed in float, by new variable
+        self.weights: dict[tuple[graph.Expr, int], tuple[graph.Expr, np.ndarray, np.ndarray]] = {}
+        self.biases: dict[relax.Var, np.ndarray] = {}  # what to add to the constant of a binding, by old variable
+        self.started = False
+
+    def visit(self, rewriter: graph.Rewriter, var: relax.Var, expr: graph.Expr) -> graph.Expr:
+        if not self.started:
+            self.quantize_inputs(rewriter)
+        if any(var in self.plan.readers.get(operand, ()) for operand in live(self.old[var])):
+            expr = substitute(expr, self.quantized)
+        layer = self.plan.layers.get(var)
+        if layer is not None and layer.weight is not None:
+            expr = self.layer(rewriter, layer, expr)
+        if var in self.biases:
+            expr = with_bias(expr, self.biases[var])
+        new = rewriter.emit(expr, var.name)
+        self.names[var.name] = new.name
+        if var not in self.plan.points:
+            return new
+        both = self.point(rewriter, var, new)
+        if var in self.plan.whole:
+            return both
+        self.quantized[new] = both
+        return new
+
+    def quantize_inputs(self, rewriter: graph.Rewriter) -> None:
+        self.started = True
+        for old in self.plan.points:
+            if old not in self.old:
+                new = rewriter.replacement[old]
+                self.quantized[new] = self.point(rewriter, old, new)
+
+    def point(self, rewriter: graph.Rewriter, var: relax.Var, real: graph.Expr) -> graph.Expr:
+        """quantize and dequantize `real` with the parameters that the plan gives to `var`."""
+        p = ranges.params(*self.limits[self.plan.points[var].name])
+        q = rewriter.emit(ops.quantize(real, p.scale, np.uint8(p.zero), "uint8"), f"{var.name}_q")
+        return rewriter.emit(ops.dequantize(q, p.scale, np.uint8(p.zero)), f"{var.name}_dq")
+
+    def layer(self, rewriter: graph.Rewriter, layer: Layer, expr: relax.Call) -> graph.Expr:
+        """The layer with its constant operand in integers, and with a bias when the correction finds none to change."""
+        constant, at = expr.args[layer.weight], (expr.args[layer.weight], layer.channel)
+        if at not in self.weights:
+            integers, scales = weights.per_channel(layer.weights(), layer.channel, self.search)
+            real = weights.emit_per_channel(rewriter, layer.name, integers, scales, layer.channel)
+            self.weights[at] = real, integers, scales
+        real, integers, scales = self.weights[at]
+        call = substitute(expr, {constant: real})
+        mean = self.means.get(layer.live[0].name) if layer.weight == 1 else None
+        if mean is None or layer.channel < 0:
+            return call
+        shift = output_shift(layer, integers, scales, mean)
+        inside = self.plan.inside[layer.var]
+        if len(inside) > 1 and adds_constant(self.old[inside[1]]):
+            self.biases[inside[1]] = shift
+            return call
+        return rewriter.emit(relax.op.add(rewriter.emit(call, layer.name), graph.const(shift)), f"{layer.name}_bias")
+
+
+def substitute(expr: graph.Expr, mapping: Mapping[graph.Expr, graph.Expr]) -> graph.Expr:
+    """`expr` with operands replaced."""
+    if isinstance(expr, relax.Tuple):
+        return relax.Tuple([substitute(f, mapping) for f in expr.fields])
+    if isinstance(expr, relax.TupleGetItem):
+        return expr
+    if isinstance(expr, relax.Call):
+        return relax.Call(expr.op, [substitute(a, mapping) for a in expr.args], expr.attrs, expr.ty_args)
+    return mapping.get(expr, expr) if isinstance(expr, relax.Var) or graph.is_const(expr) else expr
+
+
+def adds_constant(expr: graph.Expr) -> bool:
+    return graph.op_name(expr) == "relax.add" and any(graph.is_const(a) for a in expr.args)
+
+
+def with_bias(expr: relax.Call, shift: np.ndarray) -> relax.Call:
+    """The addition with `shift` added to its constant."""
+    return relax.op.add(*[graph.const(graph.value(a) + shift) if graph.is_const(a) else a for a in expr.args])
+
+
+def output_shift(layer: Layer, integers: np.ndarray, scales: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """By how much rounding the weights lowers the mean of each output channel, shaped to be added to the output.
+
+    E[W x] - E[Wq x] = sum over inputs of (W - Wq) E[x]; padding at the borders is left out of account.
+    """
+    shape = [1] * integers.ndim
+    shape[layer.channel] = -1
+    lost = layer.weights() - integers * scales.reshape(shape)
+    if layer.kind == "matmul":
+        lost = lost.reshape(-1, *lost.shape[-2:]).mean(axis=0)
+        return (mean @ lost).astype(np.float32)
+    attrs = layer.call.attrs
+    taps = tuple(i for i in range(lost.ndim) if i not in (layer.channel, layer.inner))
+    lost = np.moveaxis(lost, (layer.channel, layer.inner), (-1, -2)).sum(
+        axis=tuple(range(len(taps)))
+    )  # (inner, channel)
+    groups = int(attrs.groups)
+    if layer.kind == "conv_transpose":  # (I, O/g); a pixel of the output sees one in prod(strides) of the taps
+        lost = lost.reshape(groups, -1, lost.shape[1]) / np.prod([int(s) for s in attrs.strides])
+    else:  # (I/g, O)
+        lost = np.moveaxis(lost.reshape(lost.shape[0], groups, -1), 1, 0)
+    shift = np.einsum("gi,gio->go", mean.reshape(groups, -1), lost).reshape(-1)
+    layout = str(attrs.data_layout)
+    return shift.astype(np.float32).reshape([-1 if axis == "C" else 1 for axis in layout])

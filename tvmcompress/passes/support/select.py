@@ -1,0 +1,69 @@
+"""Which layers a pass takes, why the others stay float, and the rows of the report that say so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import tvm
+from tvm import relax
+
+from tvmcompress.ir import graph
+from tvmcompress.passes.support.layers import Layer, layers, macs, skipped
+
+
+def select(
+    mod: tvm.IRModule, owner: str, skip: Sequence[str], skip_kinds: Sequence[str], why_not: Callable[[Layer], str]
+) -> tuple[list[Layer], dict[str, str]]:
+    """The layers to take, and for each other layer the reason. `why_not` returns a reason or an empty string."""
+    everything = list(layers(mod))
+    compressed = compressed_tensors(mod)
+    reasons = skipped(everything, skip, skip_kinds, owner)
+    for layer in everything:
+        if layer.name in reasons:
+            continue
+        if any(a in compressed for a in layer.call.args[:2]):
+            reasons[layer.name] = "already compressed"
+        elif str(layer.call.ty.dtype) != "float32" or not static(layer):
+            reasons[layer.name] = "not of float32 and fixed shape"
+        elif why := why_not(layer):
+            reasons[layer.name] = why
+    return [layer for layer in everything if layer.name not in reasons], reasons
+
+
+def static(layer: Layer) -> bool:
+    return all(
+        isinstance(a.ty, relax.TensorType) and str(a.ty.dtype) == "float32" and graph.has_static_shape(a)
+        for a in layer.call.args[:2]
+    ) and graph.has_static_shape(layer.call)
+
+
+def compressed_tensors(mod: tvm.IRModule) -> set[relax.Var]:
+    """Variables that are a dequantized tensor or a 16-bit constant made wider, directly or moved about."""
+    found: set[relax.Var] = set()
+    for var, expr in graph.definitions(mod).items():
+        name = graph.op_name(expr)
+        widened = name == "relax.astype" and graph.is_const(expr.args[0])
+        moved = name in ("relax.reshape", "relax.permute_dims", "relax.strided_slice") and expr.args[0] in found
+        if name == "relax.dequantize" or widened or moved:
+            found.add(var)
+    return found
+
+
+def notes(
+    mod: tvm.IRModule, owner: str, reasons: Mapping[str, str], snr: Mapping[str, float | None] | None = None
+) -> tuple[dict, ...]:
+    """One row for each layer: pass, layer, kind, macs, quantized, why (empty if quantized) and, if known, snr_db."""
+    rows = []
+    for layer in layers(mod):
+        row = {
+            "pass": owner,
+            "layer": layer.name,
+            "kind": layer.kind,
+            "macs": macs(layer) if graph.has_static_shape(layer.call) else None,
+            "quantized": layer.name not in reasons,
+            "why": reasons.get(layer.name, ""),
+        }
+        if snr is not None:
+            row["snr_db"] = snr.get(layer.name)
+        rows.append(row)
+    return tuple(rows)
