@@ -9,17 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from tvm import relax
+from tvm.relax import Expr
 
 from tvmcompress.errors import ModelError
 from tvmcompress.frontend.tflite.reader import Graph, Operator, Quantization, Tensor
 from tvmcompress.ir import graph
 from tvmcompress.ir.evaluate import evaluate
 
-Expr = relax.Expr
 TO_NCHW, TO_NHWC = (0, 3, 1, 2), (0, 2, 3, 1)
 FOLDED = 4096  # elements up to which an operator on constants is evaluated here: shapes, indices
 ANCHORS = ("conv", "matmul")
@@ -136,7 +135,7 @@ class Context:
             self.floats[key] = expr
         return self.floats[key]
 
-    def weight(self, constant: Constant, axes: Sequence[int] | None = None, shape: Sequence[int] | None = None) -> Expr:
+    def weight(self, constant: Constant, axes: Sequence[int] | None = None, shape: list[int] | None = None) -> Expr:
         """A constant as an expression: permuted by `axes`, then given `shape` (which keeps the quantized axis's length).
 
         Quantized ones stay as they are stored, under a dequantize; float16 ones under a cast.
@@ -148,7 +147,7 @@ class Context:
             axis = list(axes).index(axis)
         if shape is not None:
             if q is not None and len(q.scale) > 1:
-                axis = [i for i, d in enumerate(shape) if d == len(q.scale)][0]
+                axis = shape.index(len(q.scale))
             array = array.reshape(shape)
         expr = graph.const(array)
         if q is not None:
@@ -179,7 +178,7 @@ class Context:
         q = tensor.quantization
         if q is not None and is_quantized(tensor):
             zero = graph.const(np.asarray(q.zero[0], tensor.dtype))
-            expr = self.emit(relax.op.quantize(expr, graph.const(np.float32(q.scale[0])), zero, -1, tensor.dtype))
+            expr = self.emit(relax.op.quantize(expr, graph.const(float(q.scale[0]), "float32"), zero, -1, tensor.dtype))
         elif graph.dtype(expr) != tensor.dtype:
             expr = self.emit(relax.op.astype(expr, tensor.dtype))
         self.values[number] = Value(self.rewriter.emit(expr, self.layer), nchw)
@@ -206,7 +205,7 @@ class Context:
 
 def replay(old: graph.Rewriter, new: graph.Rewriter, expr: Expr) -> Expr:
     """The expression behind a variable that depends on constants only, bound again in another program."""
-    definition = old.definition(expr)
+    definition = old.builder.lookup_binding(expr) if isinstance(expr, relax.Var) else None
     if definition is None:
         return new.new(expr)
     for var in relax.analysis.free_vars(definition):
@@ -221,7 +220,7 @@ def is_quantized(tensor: Tensor) -> bool:
 
 
 def signed(array: np.ndarray, q: Quantization | None) -> tuple[np.ndarray, Quantization | None]:
-    """Old models' uint8 weights as int8 with the zero point moved along; the real values stay. Floats are not quantized."""
+    """uint8 weights of old models as int8, the zero point moved along; floats carry no quantization."""
     if q is None or array.dtype.kind == "f":
         return array, None
     if array.dtype == np.uint8:
@@ -233,9 +232,8 @@ def dequantize(expr: Expr, q: Quantization) -> Expr:
     """Per tensor with scalars, per channel with vectors."""
     kind = graph.dtype(expr)
     if len(q.scale) == 1:
-        return relax.op.dequantize(expr, graph.const(np.float32(q.scale[0])), graph.const(np.asarray(q.zero[0], kind)))
+        return relax.op.dequantize(
+            expr, graph.const(float(q.scale[0]), "float32"), graph.const(np.asarray(q.zero[0], kind))
+        )
     zero = np.ascontiguousarray(q.zero).astype(kind)
     return relax.op.dequantize(expr, graph.const(q.scale), graph.const(zero), q.axis)
-
-
-Converted = Any
