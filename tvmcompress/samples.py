@@ -193,6 +193,17 @@ def load_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise SampleError(f"{path}: not a file of NumPy arrays: {str(error).splitlines()[0]}") from error
 
 
+def load_array(path: str | os.PathLike) -> np.ndarray:
+    """A .npy file. Raises SampleError."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise SampleError(f"{path}: not a NumPy array: {str(error).splitlines()[0]}") from error
+    if not isinstance(array, np.ndarray):
+        raise SampleError(f"{path}: wanted a .npy file with one array, got a .npz")
+    return array
+
+
 def _read_file(path: Path, specs: Sequence[TensorSpec]) -> Iterator[Any]:
     if path.suffix == ".npy":
         try:

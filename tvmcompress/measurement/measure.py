@@ -21,7 +21,7 @@ from tvmcompress.report import Report
 from tvmcompress.samples import Samples
 
 Run = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
-Progress = Callable[[str, float | None], None]  # (what is being done, share from 0 to 1 when known)
+Progress = Callable[[int, int | None, str], None]  # (done, total when known, what is being done)
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Measurement:
     repeats: int | None = None
     cold_starts: int = 3
     limit: int | None = None  # samples at most
-    progress: Progress = lambda what, share: None
+    progress: Progress = lambda done, total, text: None
 
     def run(self, ours: Side, reference: Side | None, data: Any, labels: Any = None) -> Report:
         assert ours.package is not None
@@ -63,7 +63,7 @@ class Measurement:
                 repeats=self.repeats,
                 cold_starts=self.cold_starts,
                 sensors=found,
-                progress=lambda share: self.progress("timing", share),
+                progress=lambda share: self.progress(round(share * 100), 100, "timing"),
             )
         finally:
             for sensor in found:
@@ -87,7 +87,7 @@ class Measurement:
         quality = Quality(labels)
         for count, sample in enumerate(data, 1):
             quality.add(ours(sample), reference.run(sample) if reference else None)
-            self.progress("comparing outputs", count / total if total else None)
+            self.progress(count, total, "comparing outputs")
         return quality.summary()
 
 
@@ -95,10 +95,10 @@ def layers(manifest: Mapping[str, Any]) -> list[dict]:
     """The manifest's layers, each with what the passes' notes say of a layer of that name."""
     notes: dict[str, dict] = {}
     for note in manifest["notes"]:
-        if isinstance(note.get("layer"), str):
-            notes.setdefault(note["layer"].replace(".", "_"), {}).update(
-                {k: v for k, v in note.items() if k != "layer"}
-            )
+        name = str(note.get("layer", "")).replace(".", "_")
+        # Several passes may speak of a layer; the one that compressed it has the word.
+        if name and not notes.get(name, {}).get("quantized"):
+            notes[name] = {**notes.get(name, {}), **{k: v for k, v in note.items() if k != "layer"}}
     rows = [{**notes.pop(row["name"].replace(".", "_"), {}), **row} for row in manifest["layers"]]
     return rows + [{"name": name, **note} for name, note in notes.items()]
 

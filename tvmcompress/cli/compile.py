@@ -1,0 +1,65 @@
+"""tvmcompress compile"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from tvmcompress.cli import models, options, screen
+
+
+@click.command(
+    epilog="Examples:\n\n\b\n"
+    "  tvmcompress compile small.model --target native -o small.tar\n"
+    "  tvmcompress compile model.onnx --recipe int8 --samples calib.npz --target rpi4 -o small-rpi4.tar",
+)
+@options.model_options
+@options.recipe_options(required=False)
+@options.target_option
+@options.output_option("package")
+@options.json_option
+def command(
+    model: Path,
+    shapes: dict,
+    values: dict,
+    recipe: str | None,
+    samples: Path | None,
+    limit: int | None,
+    cache: Path | None,
+    target: str,
+    output: Path,
+    json_path: str | None,
+) -> None:
+    """Compile a model for one target into a package, compressing it first when a recipe is given.
+
+    MODEL is an .onnx, .pt2 or .tflite file, or what `compress` wrote.
+    """
+    from tvmcompress.compilation import compile
+
+    from tvmcompress.target import Target
+
+    options.check_output(output, model, samples)
+    if samples is not None and recipe is None:
+        raise click.UsageError("--samples are for calibration; give a --recipe that uses them")
+    resolved = Target.load(target)
+    loaded = models.open_model(model, shapes, values)
+    with screen.progress() as progress:
+        if recipe is not None:
+            loaded = models.compress_model(loaded, recipe, samples, limit, cache, progress)
+        package = compile(loaded, resolved, progress=progress)
+    package.save(output)
+    value = {"output": str(output), "sizes": package.sizes, **package.manifest}
+    screen.result(value, lambda: _text(value), json_path)
+
+
+def _text(value: dict) -> str:
+    from tvmcompress.report import bytes_text
+
+    sizes, target, source = value["sizes"], value["target"], value["source"]
+    parts = ", ".join(f"{part} {bytes_text(sizes[part])}" for part in ("weights", "library", "golden"))
+    described = " ".join(str(target[key]) for key in ("name", "triple", "cpu") if target.get(key))
+    lines = [f"{value['output']}: {bytes_text(sizes['package'])} for {described} ({parts})"]
+    if source["bytes"]:
+        lines.append(f"  {sizes['package'] / source['bytes']:.3f} of {source['name']} ({bytes_text(source['bytes'])})")
+    return "\n".join(lines)

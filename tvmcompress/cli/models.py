@@ -1,0 +1,49 @@
+"""From a path to a Model, and through the verbs that several commands call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tvmcompress.errors import ModelError
+
+if TYPE_CHECKING:
+    from tvmcompress.model import Model
+
+FOREIGN = (".onnx", ".pt2", ".tflite")
+
+
+def open_model(path: Path, shapes: dict | None = None, values: dict | None = None) -> Model:
+    """A model in any format that `load` takes, or one that `compress` saved."""
+    if not path.exists():
+        raise ModelError(f"no file '{path}'")
+    if path.suffix in FOREIGN:
+        from tvmcompress.frontend import load
+
+        return load(path, shapes=shapes or None, values=values or None)
+    from tvmcompress.model import Model
+
+    return Model.load(path)
+
+
+def compress_model(
+    model: Model, recipe: str, samples: Path | None, limit: int | None, cache: Path | None, progress: Callable
+) -> Model:
+    from tvmcompress.compression import compress
+    from tvmcompress.recipe import Recipe
+    from tvmcompress.samples import Samples
+
+    stream = Samples(samples, model.inputs, limit) if samples is not None else None
+    return compress(model, Recipe.load(recipe), stream, progress=progress, cache=cache)
+
+
+def compile_reference(model: Any, target: dict) -> Any:
+    """A Model, or the path of one, as a package for the same target: what `measure` compares with."""
+    import json
+
+    from tvmcompress.compilation import compile
+
+    from tvmcompress.target import Target
+
+    return compile(open_model(Path(model)) if isinstance(model, Path) else model, Target.load(json.dumps(target)))

@@ -1,0 +1,124 @@
+"""Options that several commands share, and what they mean."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tvmcompress.errors import UsageError
+
+PATH = click.Path(path_type=Path)
+
+
+def parse_shapes(
+    _context: click.Context, _option: click.Parameter, given: tuple[str, ...]
+) -> dict[str, tuple[int, ...]]:
+    """`x=1x3x224x224` to {"x": (1, 3, 224, 224)}."""
+    shapes = {}
+    for text in given:
+        name, equals, dims = text.rpartition("=")
+        if not equals or not name or not re.fullmatch(r"\d+([x,]\d+)*|", dims):
+            raise click.BadParameter(f"wanted NAME=1x3x224x224, got '{text}'")
+        shapes[name] = tuple(int(d) for d in re.split("[x,]", dims) if d)
+    return shapes
+
+
+def parse_values(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
+    """`steps=3`, `sizes=[1,2]` to {"steps": 3, "sizes": [1, 2]}: what follows the sign is JSON."""
+    values = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        try:
+            if not equals or not name:
+                raise ValueError
+            values[name] = json.loads(value)
+        except ValueError:
+            raise click.BadParameter(f"wanted NAME=3 or NAME=[1,2], got '{text}'") from None
+    return values
+
+
+def model_options(function: Callable) -> Callable:
+    """The model's file and how its open ends are bound."""
+    decorators = [
+        click.argument("model", type=PATH),
+        click.option(
+            "--shape",
+            "shapes",
+            multiple=True,
+            callback=parse_shapes,
+            metavar="NAME=1x3x224x224",
+            help="Shape of an input whose file leaves it open; may be repeated.",
+        ),
+        click.option(
+            "--value",
+            "values",
+            multiple=True,
+            callback=parse_values,
+            metavar="NAME=JSON",
+            help="Fix an input to a constant; may be repeated.",
+        ),
+    ]
+    return _apply(decorators, function)
+
+
+def recipe_options(required: bool) -> Callable[[Callable], Callable]:
+    """The recipe, the samples that it may need, and the calibration's cache."""
+    decorators = [
+        click.option(
+            "--recipe", required=required, help="A recipe's name (see `tvmcompress recipe list`) or TOML file."
+        ),
+        click.option("--samples", type=PATH, help="Inputs for calibration: .npz, .npy or a folder of them."),
+        click.option("--limit", type=click.IntRange(1), help="Use at most so many samples."),
+        click.option("--cache", type=PATH, help="A file in which calibration is kept and found again."),
+    ]
+    return lambda function: _apply(decorators, function)
+
+
+def output_option(what: str) -> Callable[[Callable], Callable]:
+    return click.option("-o", "--output", required=True, type=PATH, help=f"The {what} to write.")
+
+
+json_option = click.option("--json", "json_path", metavar="PATH", help="Write the result as JSON; - is stdout.")
+threads_option = click.option("--threads", type=click.IntRange(1), help="Threads; all usable CPUs unless given.")
+target_option = click.option(
+    "--target", default="native", show_default=True, help="A target's name, file, triple, or native."
+)
+
+
+def check_output(output: Path, *inputs: Path | None) -> None:
+    """Refuse, before any work, an output that cannot be written or that is one of the inputs."""
+    folder = output.parent
+    if output.is_dir():
+        raise UsageError(f"output '{output}' is a folder; wanted a file name")
+    if not folder.is_dir():
+        raise UsageError(f"output '{output}': there is no folder '{folder}'")
+    if not os.access(folder, os.W_OK):
+        raise UsageError(f"output '{output}': the folder '{folder}' cannot be written to")
+    for given in inputs:
+        if given and given.exists() and output.exists() and os.path.samefile(given, output):
+            raise UsageError(f"output '{output}' is the input itself; choose another name")
+
+
+@contextmanager
+def opened(device: str) -> Iterator[Any]:
+    """The device that `--device` names, connected; None for this machine, which needs nothing of TVM's RPC."""
+    if device.strip() == "local":
+        yield None
+        return
+    from tvmcompress.device import Device
+
+    with Device.open(device) as place:
+        yield place
+
+
+def _apply(decorators: list[Callable], function: Callable) -> Callable:
+    for decorator in reversed(decorators):
+        function = decorator(function)
+    return function

@@ -1,0 +1,35 @@
+"""tvmcompress verify"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tvmcompress.cli import options, screen
+from tvmcompress.errors import PackageError
+
+if TYPE_CHECKING:
+    from tvmcompress.golden import Verification
+
+
+@click.command(epilog="Example:\n\n\b\n  tvmcompress verify small.tar")
+@click.argument("package", type=options.PATH)
+@click.option("--hashes-only", is_flag=True, help="Do not run it: for a package that is for another machine.")
+@options.threads_option
+@options.json_option
+def command(package: Path, hashes_only: bool, threads: int | None, json_path: str | None) -> None:
+    """Check a package's hashes, then that it computes its golden outputs on this machine."""
+    from tvmcompress.package import Package
+
+    verification = Package.load(package).verify(threads=threads, hashes_only=hashes_only)
+    screen.result(verification.json(), lambda: _text(verification), json_path)
+    if not verification.ok:
+        failed = ", ".join(check.what for check in verification.checks if not check.ok)
+        raise PackageError(f"{package} is not what it should be: {failed}")
+
+
+def _text(verification: Verification) -> str:
+    rows = [(("good" if c.ok else "BAD "), c.what, f"({c.detail})" if c.detail else "") for c in verification.checks]
+    return "\n".join(" ".join(row).rstrip() for row in rows)
