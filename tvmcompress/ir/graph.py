@@ -136,7 +136,7 @@ class Rewriter:
 
     def new(self, expr: Expr) -> Expr:
         """`expr` with the old program's variables replaced by the new one's."""
-        if isinstance(expr, relax.Var):
+        if isinstance(expr, relax.Var | relax.GlobalVar):
             return self.replacement.get(expr, expr)
         if isinstance(expr, GenericConst):
             return self.on_const(expr)
@@ -179,7 +179,7 @@ def rewrite(
     builder = rewriter.builder
     for var, function in mod.functions_items():
         if var.name_hint != "main":
-            builder.add_func(function, var.name_hint)
+            rewriter.replacement[var] = builder.add_func(function, var.name_hint)
     with builder.function("main", params, attrs=dict(old.attrs) if old.attrs else None):
         with builder.dataflow():
             for binding in bindings(mod):
@@ -189,7 +189,9 @@ def rewrite(
                     continue
                 replaced = visit(rewriter, binding.var, expr)
                 expr = expr if replaced is None else replaced
-                rewriter.replacement[binding.var] = rewriter.emit(expr, binding.var.name)
+                if not isinstance(expr, relax.Tuple):
+                    expr = rewriter.emit(expr, binding.var.name)
+                rewriter.replacement[binding.var] = expr
             out = rewriter.new(old.body.body)
             if not isinstance(out, relax.Tuple):
                 out = relax.Tuple([out])

@@ -1,0 +1,72 @@
+"""Isa: the facts about an instruction set that kernels ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import tvm
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A dot-product instruction: C[lanes] (int32) += A[depth] . B[lanes, depth], A broadcast to all lanes.
+
+    `intrinsic` is the name under which it is registered for tensorize; `data` the dtype of A (activations);
+    `weight` the dtype of B. `mnemonic` is what the assembly must contain.
+    """
+
+    intrinsic: str
+    lanes: int
+    depth: int
+    data: str
+    weight: str
+    mnemonic: str
+
+
+@dataclass(frozen=True)
+class Isa:
+    """Vector facts of a target. `lanes`: 32-bit lanes of one vector register; `registers`: how many there are.
+
+    `dot` is the instruction for int8 products, None where widening multiplications are all there is; then kernels
+    read activations as int16 (`wide`), which every vector unit multiplies.
+    """
+
+    name: str
+    lanes: int
+    registers: int
+    cores: int
+    dot: Dot | None = None
+    masked: bool = False  # masked loads and stores cost nothing extra
+    l1d: int = 32 * 1024
+    l2: int = 512 * 1024
+
+    @property
+    def integer_data(self) -> str:
+        """The dtype in which integer kernels want their activations."""
+        return self.dot.data if self.dot else "int16"
+
+
+def isa_of(target: tvm.target.Target, l1d: int | None = None, l2: int | None = None) -> Isa:
+    """The facts for a CPU target; features are those LLVM derives from its cpu and attributes."""
+    from tvmcompress.isa import arm, riscv, x86
+
+    triple = str(target.attrs.get("mtriple", "") or tvm.target.codegen.llvm_get_system_triple())
+    cores = int(target.attrs.get("num-cores", 1) or 1)
+    arch = triple.split("-")[0]
+    if arch in ("x86_64", "i686", "amd64"):
+        family: Callable = x86.facts
+    elif arch.startswith(("aarch64", "arm")):
+        family = arm.facts
+    elif arch.startswith("riscv"):
+        family = riscv.facts
+    else:
+        family = generic
+    has = lambda *names: all(tvm.target.codegen.target_has_features(name, target) for name in names)  # noqa: E731
+    options = {k: v for k, v in {"l1d": l1d, "l2": l2}.items() if v}
+    return family(has, triple, cores, options)
+
+
+def generic(_has, _triple, cores: int, options: dict) -> Isa:
+    """128-bit vectors and 16 registers: what nearly every vector unit has at least."""
+    return Isa("generic", 4, 16, cores, **options)

@@ -1,0 +1,7 @@
+"""The tensor programs that `lower` emits, one family a file: the computation beside its schedule.
+
+Every computation is written in channels-last layout. A family's anchor block carries the annotation FAMILY, so that
+its schedule is found again after TVM has fused an epilogue behind it.
+"""
+
+FAMILY = "tvmcompress.family"

@@ -1,0 +1,150 @@
+"""Convolution over two axes, channels last, as a register tile over pixels of a row.
+
+    y[n, h, w, o] = sum over kh, kw, c of x[n, h*sh + kh*dh - top, w*sw + kw*dw - left, c] * weight[o, c, kh, kw]
+
+Weights are packed to [blocks, KH, KW, C, block], or for dot products of depth d to [blocks, KH, KW, C/d, block, d].
+With groups, each group's output channels are padded to whole blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import te, tirx
+
+from tvmcompress.isa import Isa
+from tvmcompress.kernels.tile import Tile, attributes, choose_tile, crop, product, round_up
+
+
+@dataclass(frozen=True)
+class Conv2d:
+    """Shape of a convolution: data (n, h, w, c), `oc` output channels, padding (top, left, bottom, right)."""
+
+    n: int
+    h: int
+    w: int
+    c: int
+    oc: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int]
+    padding: tuple[int, int, int, int]
+    dilation: tuple[int, int]
+    groups: int = 1
+
+    @property
+    def out(self) -> tuple[int, int]:
+        top, left, bottom, right = self.padding
+        (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.strides, self.dilation
+        return (self.h + top + bottom - (kh - 1) * dh - 1) // sh + 1, (self.w + left + right - (kw - 1) * dw - 1) // sw + 1
+
+    @property
+    def macs(self) -> int:
+        oh, ow = self.out
+        return self.n * oh * ow * self.oc * (self.c // self.groups) * self.kernel[0] * self.kernel[1]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Decisions for one convolution: the tile, the depth of the dot product (1: none) and its name."""
+
+    tile: Tile
+    depth: int
+    dot: str
+    data: str  # dtype in which the kernel reads its activations
+
+    def blocks(self, conv: Conv2d) -> int:
+        """Blocks of output channels of one group."""
+        return -(-(conv.oc // conv.groups) // self.tile.block)
+
+
+def plan(conv: Conv2d, isa: Isa, data: str, weight: str) -> Plan:
+    """Decide from the analytic model; integers use the dot product when the weights fit it."""
+    oh, ow = conv.out
+    tile = choose_tile(isa, ow, conv.oc // conv.groups, conv.n * oh * conv.groups)
+    if data.startswith(("int", "uint")):
+        if isa.dot and weight == isa.dot.weight:
+            return Plan(tile, isa.dot.depth, isa.dot.intrinsic, isa.dot.data)
+        return Plan(tile, 1, "", "int16")
+    return Plan(tile, 1, "", data)
+
+
+def pack(weight: np.ndarray, conv: Conv2d, p: Plan) -> np.ndarray:
+    """(O, C/groups, KH, KW) to the kernel's layout, zeros where blocks hang over."""
+    oc, ic, kh, kw = weight.shape
+    group, blocks, block = oc // conv.groups, p.blocks(conv), p.tile.block
+    icp = round_up(ic, p.depth)
+    padded = np.zeros((conv.groups, blocks * block, icp, kh, kw), weight.dtype)
+    padded[:, :group, :ic] = weight.reshape(conv.groups, group, ic, kh, kw)
+    padded = padded.reshape(conv.groups * blocks, block, icp // p.depth, p.depth, kh, kw)
+    packed = padded.transpose(0, 4, 5, 2, 1, 3)
+    return np.ascontiguousarray(packed if p.depth > 1 else packed[..., 0])
+
+
+def packed_shape(conv: Conv2d, p: Plan) -> tuple[int, ...]:
+    icp = round_up(conv.c // conv.groups, p.depth)
+    shape = (conv.groups * p.blocks(conv), *conv.kernel, icp // p.depth, p.tile.block)
+    return (*shape, p.depth) if p.depth > 1 else shape
+
+
+def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan, fill: int = 0) -> te.Tensor:
+    """The convolution as tensor expressions: x (n, h, w, c), packed weight, result (n, oh, ow, oc) in float32 or int32.
+
+    `fill` is what padding holds: the zero point, so that its part is the same for every pixel.
+    """
+    integer = str(x.dtype).startswith(("int", "uint"))
+    sums = "int32" if integer else "float32"
+    (kh, kw), (sh, sw), (dh, dw) = conv.kernel, conv.strides, conv.dilation
+    top, left, _, _ = conv.padding
+    oh, ow = conv.out
+    group_in, group_out = conv.c // conv.groups, conv.oc // conv.groups
+    gp, blocks, tile = round_up(group_in, p.depth), p.blocks(conv), p.tile
+    owp = round_up(ow, tile.pixels)
+    rows, cols = (oh - 1) * sh + (kh - 1) * dh + 1, (owp - 1) * sw + (kw - 1) * dw + 1
+
+    shift = signedness_shift(str(x.dtype), p.data)
+    source = x
+    if any(conv.padding) or cols > conv.w or gp != group_in or str(x.dtype) != p.data:
+        inside_always = not any(conv.padding) and cols <= conv.w and gp == group_in
+
+        def padded(n, h, w, g, c):
+            value = x[n, h - top, w - left, g * group_in + c]
+            value = (value.astype("int16") + tirx.const(shift, "int16")).astype(p.data) if integer else value
+            if inside_always:
+                return value
+            inside = tirx.all(h >= top, h < conv.h + top, w >= left, w < conv.w + left, c < group_in)
+            return tirx.if_then_else(inside, value, tirx.const(fill + shift if integer else 0, p.data))
+
+        source = te.compute((conv.n, rows, cols, conv.groups, gp), padded, name="pad")
+        read = lambda n, h, w, g, c: source[n, h, w, g, c]  # noqa: E731
+    else:
+        read = lambda n, h, w, g, c: source[n, h, w, g * group_in + c if conv.groups > 1 else c]  # noqa: E731
+
+    ry, rx = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
+    rc = te.reduce_axis((0, gp // p.depth), "c")
+    axes = [ry, rx, rc]
+    if p.depth > 1:
+        rd = te.reduce_axis((0, p.depth), "d")
+        axes.append(rd)
+
+        def term(n, h, w, b, v):
+            return product(
+                read(n, h * sh + ry * dh, w * sw + rx * dw, b // blocks, rc * p.depth + rd), weight[b, ry, rx, rc, v, rd], sums
+            )
+    else:
+
+        def term(n, h, w, b, v):
+            return product(read(n, h * sh + ry * dh, w * sw + rx * dw, b // blocks, rc), weight[b, ry, rx, rc, v], sums)
+
+    y = te.compute(
+        (conv.n, oh, owp, conv.groups * blocks, tile.block),
+        lambda n, h, w, b, v: te.sum(term(n, h, w, b, v), axis=axes),
+        name="conv2d",
+        attrs=attributes(tile, 2, p.dot),
+    )
+    return crop(y, (conv.n, oh, ow, conv.oc), tile.block, group_out if conv.groups > 1 else 0, blocks)
+
+
+def signedness_shift(data: str, wanted: str) -> int:
+    """What to add to a value of dtype `data` so that the kernel can read it as `wanted`; 0 for int16."""
+    return {("int8", "uint8"): 128, ("uint8", "int8"): -128}.get((data, wanted), 0)

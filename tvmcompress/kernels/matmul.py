@@ -1,0 +1,123 @@
+"""Matrix product with a constant right side, as a register tile over rows.
+
+    y[batch…, m, n] = sum over k of x[batch…, m, k] * weight[k, n]
+
+The weight is packed to [blocks, K, block], or for dot products of depth d to [blocks, K/d, block, d].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import te, tirx
+
+from tvmcompress.isa import Isa
+from tvmcompress.kernels.conv2d import Plan, signedness_shift
+from tvmcompress.kernels.tile import attributes, choose_tile, crop, product, round_up
+
+
+def plan(rows: int, channels: int, outer: int, isa: Isa, data: str, weight: str) -> Plan:
+    tile = choose_tile(isa, rows, channels, outer)
+    if data.startswith(("int", "uint")):
+        if isa.dot and weight == isa.dot.weight:
+            return Plan(tile, isa.dot.depth, isa.dot.intrinsic, isa.dot.data)
+        return Plan(tile, 1, "", "int16")
+    return Plan(tile, 1, "", data)
+
+
+def pack(weight: np.ndarray, p: Plan) -> np.ndarray:
+    """(K, N) to the kernel's layout, zeros where blocks hang over."""
+    k, n = weight.shape
+    kp, np_ = round_up(k, p.depth), round_up(n, p.tile.block)
+    padded = np.zeros((kp, np_), weight.dtype)
+    padded[:k, :n] = weight
+    packed = padded.reshape(kp // p.depth, p.depth, np_ // p.tile.block, p.tile.block).transpose(2, 0, 3, 1)
+    return np.ascontiguousarray(packed if p.depth > 1 else packed[..., 0])
+
+
+def packed_shape(k: int, n: int, p: Plan) -> tuple[int, ...]:
+    shape = (-(-n // p.tile.block), round_up(k, p.depth) // p.depth, p.tile.block)
+    return (*shape, p.depth) if p.depth > 1 else shape
+
+
+def compute(x: te.Tensor, weight: te.Tensor, n: int, p: Plan) -> te.Tensor:
+    """x (…, m, k) times packed weight: (…, m, n) in float32 or int32."""
+    *batch, m, k = (int(d) for d in x.shape)
+    integer = str(x.dtype).startswith(("int", "uint"))
+    sums = "int32" if integer else "float32"
+    tile, kp = p.tile, round_up(k, p.depth)
+    mp = round_up(m, tile.pixels)
+    blocks = -(-n // tile.block)
+    shift = signedness_shift(str(x.dtype), p.data)
+    source = x
+    if mp != m or kp != k or str(x.dtype) != p.data:
+
+        def padded(*i):
+            *b, r, c = i
+            value = x[(*b, r, c)]
+            value = (value.astype("int16") + tirx.const(shift, "int16")).astype(p.data) if integer else value
+            if mp == m and kp == k:
+                return value
+            return tirx.if_then_else(tirx.all(r < m, c < k), value, tirx.const(0, p.data))
+
+        source = te.compute((*batch, mp, kp), padded, name="pad")
+    rk = te.reduce_axis((0, kp // p.depth), "k")
+    axes = [rk]
+    if p.depth > 1:
+        rd = te.reduce_axis((0, p.depth), "d")
+        axes.append(rd)
+
+    def element(*i):
+        *b, r, o, v = i
+        if p.depth > 1:
+            return te.sum(product(source[(*b, r, rk * p.depth + rd)], weight[o, rk, v, rd], sums), axis=axes)
+        return te.sum(product(source[(*b, r, rk)], weight[o, rk, v], sums), axis=axes)
+
+    y = te.compute((*batch, mp, blocks, tile.block), element, name="matmul", attrs=attributes(tile, len(batch), p.dot))
+    return crop(y, (*batch, m, n), tile.block)
+
+
+def plan_batched(rows: int, channels: int, outer: int, isa: Isa, data: str) -> Plan:
+    """For two live operands; floats only."""
+    return Plan(choose_tile(isa, rows, channels, outer), 1, "", data)
+
+
+def compute_batched(x: te.Tensor, y: te.Tensor, p: Plan) -> te.Tensor:
+    """x (…, m, k) times y (…, k, n), batch axes broadcast; y is packed on the way: (…, m, n) in float32."""
+    *_, m, k = (int(d) for d in x.shape)
+    n = int(y.shape[-1])
+    rank = max(len(x.shape), len(y.shape)) - 2
+    bx, by = [int(d) for d in x.shape[:-2]], [int(d) for d in y.shape[:-2]]
+    batch = list(np.broadcast_shapes(tuple(bx), tuple(by)))
+    tile = p.tile
+    mp, blocks = round_up(m, tile.pixels), -(-n // tile.block)
+
+    def at(tensor, dims, b, *rest):
+        lead = [tirx.const(0, "int32") if d == 1 else i for d, i in zip(dims, b[rank - len(dims) :])]
+        return tensor[(*lead, *rest)]
+
+    packed = te.compute(
+        (*by, blocks, k, tile.block),
+        lambda *i: (
+            y[(*i[:-3], i[-2], i[-3] * tile.block + i[-1])]
+            if n % tile.block == 0
+            else tirx.if_then_else(
+                i[-3] * tile.block + i[-1] < n, y[(*i[:-3], i[-2], i[-3] * tile.block + i[-1])], tirx.const(0, y.dtype)
+            )
+        ),
+        name="pack",
+    )
+    rows = x
+    if mp != m:
+        rows = te.compute(
+            (*bx, mp, k),
+            lambda *i: tirx.if_then_else(i[-2] < m, x[i], tirx.const(0, x.dtype)),
+            name="pad",
+        )
+    rk = te.reduce_axis((0, k), "k")
+    z = te.compute(
+        (*batch, mp, blocks, tile.block),
+        lambda *i: te.sum(product(at(rows, bx, i[:rank], i[-3], rk), at(packed, by, i[:rank], i[-2], rk, i[-1]), "float32"), axis=[rk]),
+        name="matmul",
+        attrs=attributes(tile, rank),
+    )
+    return crop(z, (*batch, m, n), tile.block)

@@ -1,0 +1,80 @@
+"""Element-wise integer work: requantization, shifts of signedness, tables, sums of pools, softmax by table."""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import te, tirx
+from tvm.relax import BlockBuilder, Expr
+
+from tvmcompress.ir import graph
+
+
+def _clip_cast(value, lo: int, hi: int, dtype: str):
+    """Clip in float32, where NaN and overflow cannot reach the conversion."""
+    low, high = tirx.const(lo, "float32"), tirx.const(hi, "float32")
+    return te.max(te.min(value, high), low).astype("int32").astype(dtype)
+
+
+def requantize(builder: BlockBuilder, acc: Expr, factor: np.ndarray, zero: int, lo: int, hi: int, dtype: str) -> Expr:
+    """clip(round_half_even(float32(acc) * factor) + zero, lo, hi); `factor` a scalar or one value for the last axis."""
+
+    def compute(x, m=None):
+        def element(*i):
+            scale = tirx.const(float(factor), "float32") if m is None else m[i[-1]]
+            return _clip_cast(te.round(x[i].astype("float32") * scale) + tirx.const(zero, "float32"), lo, hi, dtype)
+
+        return te.compute(x.shape, element, name="requantize")
+
+    if factor.ndim == 0:
+        return builder.call_te(compute, acc, primfunc_name_hint="requantize")
+    return builder.call_te(compute, acc, graph.const(factor), primfunc_name_hint="requantize")
+
+
+def shift(builder: BlockBuilder, q: Expr, offset: int, dtype: str) -> Expr:
+    """q + offset in another dtype: from int8 to uint8 and back."""
+
+    def compute(x):
+        return te.compute(
+            x.shape, lambda *i: (x[i].astype("int16") + tirx.const(offset, "int16")).astype(dtype), name="shift"
+        )
+
+    return builder.call_te(compute, q, primfunc_name_hint="shift")
+
+
+def look_up(builder: BlockBuilder, q: Expr, table: np.ndarray) -> Expr:
+    """table[q - lowest value of q's dtype]; `table` has 256 entries."""
+    first = -128 if graph.dtype(q) == "int8" else 0
+
+    def compute(x, entries):
+        return te.compute(x.shape, lambda *i: entries[x[i].astype("int32") - first], name="look_up")
+
+    return builder.call_te(compute, q, graph.const(table), primfunc_name_hint="look_up")
+
+
+def sum_pool(builder: BlockBuilder, q: Expr, kernel: list[int], strides: list[int], shape: tuple[int, ...]) -> Expr:
+    """int32 sums over windows, NHWC, no padding."""
+
+    def compute(x):
+        ry, rx = te.reduce_axis((0, kernel[0]), "kh"), te.reduce_axis((0, kernel[1]), "kw")
+        return te.compute(
+            shape,
+            lambda n, h, w, c: te.sum(x[n, h * strides[0] + ry, w * strides[1] + rx, c].astype("int32"), axis=[ry, rx]),
+            name="sum_pool",
+        )
+
+    return builder.call_te(compute, q, primfunc_name_hint="sum_pool")
+
+
+def softmax(builder: BlockBuilder, q: Expr, scale: float) -> Expr:
+    """Softmax over the last axis of integers, in float32: exp comes from a table of the 256 possible distances to the maximum."""
+    entries = np.exp(-np.arange(256, dtype=np.float64) * scale).astype(np.float32)
+    *rows, size = graph.shape(q)
+
+    def compute(x, table):
+        k, j = te.reduce_axis((0, size), "k"), te.reduce_axis((0, size), "j")
+        top = te.compute(rows, lambda *i: te.max(x[(*i, k)].astype("int32"), axis=[k]), name="softmax_max")
+        power = te.compute((*rows, size), lambda *i: table[top[i[:-1]] - x[i].astype("int32")], name="softmax_exp")
+        total = te.compute(rows, lambda *i: te.sum(power[(*i, j)], axis=[j]), name="softmax_sum")
+        return te.compute((*rows, size), lambda *i: power[i] / total[i[:-1]], name="softmax_norm")
+
+    return builder.call_te(compute, q, graph.const(entries), primfunc_name_hint="softmax_table")

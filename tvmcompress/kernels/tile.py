@@ -1,0 +1,149 @@
+"""The register tile: what convolutions and matrix products have in common.
+
+    y[outer…, p, b, v] += x[outer…, p, k…] * w[b, k…, v]       p: pixels or rows, b: blocks of channels, v: channels in a block
+
+`pixels` rows by `vectors` vector registers of sums stay in registers over the whole reduction. The extents of p and v
+are multiples of the tile: what hangs over the edge is computed on padding and never stored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tvm import te, tirx
+from tvm.s_tir import Schedule
+from tvm.tirx import PrimFunc
+
+from tvmcompress.isa import Isa
+from tvmcompress.kernels import FAMILY, generic
+
+Choose = Callable[[str, Sequence], object]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """`pixels` rows by `vectors` registers of `lanes` sums."""
+
+    pixels: int
+    vectors: int
+    lanes: int
+
+    @property
+    def block(self) -> int:
+        """Output channels of one tile."""
+        return self.vectors * self.lanes
+
+
+def round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def choose_tile(isa: Isa, rows: int, channels: int, outer: int = 1, depth: int = 1) -> Tile:
+    """The tile with the lowest estimated cycles for `outer` independent problems of rows x channels.
+
+    A tile of p x n vectors costs p*n multiply-adds on two ports and p broadcasts + n loads on two load ports for each step
+    of the reduction, at least as many steps as hide the latency of a multiply-add; edges waste what they pad. One
+    register holds the broadcast and n hold the weights.
+    """
+    best, best_cost = Tile(1, 1, isa.lanes), math.inf
+    latency = 8  # multiply-adds in flight that keep two ports busy
+    for vectors in range(1, 9):
+        if vectors > 1 and (vectors - 1) * isa.lanes >= channels:
+            break
+        for pixels in range(1, min(rows, isa.registers) + 1):
+            if pixels * vectors + vectors + 1 > isa.registers:
+                break
+            tiles = outer * math.ceil(rows / pixels) * math.ceil(channels / (vectors * isa.lanes))
+            sums = pixels * vectors
+            cost = max(sums, pixels + vectors, latency if rows * channels > isa.lanes else sums)
+            # Fewer, larger tiles amortise their prologue and epilogue.
+            total = tiles * (cost + 0.5)
+            if isa.cores > 1 and tiles < isa.cores:
+                total *= isa.cores / max(tiles, 1)
+            if total < best_cost:
+                best, best_cost = Tile(pixels, vectors, isa.lanes), total
+    return best
+
+
+def attributes(tile: Tile, outer: int, dot: str = "") -> dict:
+    """Annotations of the anchor block; `outer` is the number of loops before p."""
+    return {FAMILY: "tile", "tile": [tile.pixels, tile.vectors, tile.lanes, outer], "dot": dot}
+
+
+def product(data: tirx.PrimExpr, weight: tirx.PrimExpr, sums: str) -> tirx.PrimExpr:
+    """data * weight in the dtype of the sums."""
+    return data.astype(sums) * weight.astype(sums)
+
+
+def schedule(func: PrimFunc, isa: Isa) -> Schedule:
+    """Keep each tile's sums in registers, its epilogue right behind, tiles in parallel.
+
+    Works on `func` after fusion: blocks before the anchor are padding or packing, blocks after it the epilogue.
+    """
+    sch = Schedule(func)
+    before, anchor, after = generic.around_anchor(sch)
+    pixels, vectors, lanes, outer = (int(v) for v in sch.get(anchor).annotations["tile"])
+    dot = str(sch.get(anchor).annotations["dot"])
+    for block in after[:-1]:
+        sch.compute_inline(block)
+    last = after[-1]
+
+    loops = sch.get_loops(anchor)
+    work = generic.extent(sch, loops)
+    heads, (p, b, v), reduction = loops[:outer], loops[outer : outer + 3], loops[outer + 3 :]
+    p_outer, p_inner = sch.split(p, [None, pixels])
+    v_outer, v_inner = sch.split(v, [vectors, lanes])
+    steps, inner = (reduction[:-1], reduction[-1:]) if dot else (reduction, [])
+    # Channels outermost among what is parallel: a thread keeps one block of weights while it walks the rows.
+    order = [*heads[:1], b, *heads[1:], p_outer]
+    sch.reorder(*order, *steps, p_inner, v_outer, v_inner, *inner)
+    sch.reverse_compute_at(last, p_outer)
+
+    if work >= generic.PARALLEL_WORK:
+        # Rows of tiles are one task as long as that leaves enough tasks; else single tiles are.
+        tasks = generic.extent(sch, order[:-1])
+        if tasks >= 4 * isa.cores:
+            sch.parallel(sch.fuse(*order[:-1]))
+        else:
+            sch.parallel(sch.fuse(*order))
+    for loop in (p_inner, v_outer):
+        sch.unroll(loop)
+    if not dot:
+        sch.vectorize(v_inner)
+
+    tail = sch.get_loops(last)
+    rows, channels = tail[-2:]
+    channels_outer, channels_inner = sch.split(channels, [None, lanes])
+    sch.unroll(rows)
+    sch.unroll(channels_outer)
+    sch.vectorize(channels_inner)
+
+    start = sch.get_loops(anchor)
+    first_reduction = start[-(len(steps) + 3 + len(inner))]
+    init = sch.decompose_reduction(anchor, first_reduction)
+    *_, init_rows, init_outer, init_lanes = sch.get_loops(init)
+    sch.unroll(init_rows)
+    sch.unroll(init_outer)
+    sch.vectorize(init_lanes)
+    if dot:
+        sch.tensorize(v_inner, dot)
+    for block in before:
+        generic.schedule_elementwise(sch, block, isa)
+    return sch
+
+
+def crop(y: te.Tensor, shape: Sequence[int], block: int, group: int = 0, blocks: int = 0) -> te.Tensor:
+    """y[outer…, p, b, v] without what hangs over: (outer…, rows, channels).
+
+    With groups, each of `group` channels starts a new run of `blocks` blocks.
+    """
+
+    def element(*i):
+        *head, c = i
+        if group:
+            return y[(*head, (c // group) * blocks + (c % group) // block, (c % group) % block)]
+        return y[(*head, c // block, c % block)]
+
+    return te.compute(shape, element, name="crop")

@@ -1,0 +1,190 @@
+"""Convolutions and matrix products become calls of this project's kernels.
+
+Weights known now are packed now; weights that are stored compressed are packed by operators that depend on nothing but
+constants, which `weights` later moves to load time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvmcompress.ir import graph
+from tvmcompress.ir.graph import Expr, Rewriter, op_name
+from tvmcompress.isa import Isa
+from tvmcompress.kernels import conv2d as conv_kernel
+from tvmcompress.kernels import depthwise as depthwise_kernel
+from tvmcompress.kernels import matmul as matmul_kernel
+from tvmcompress.kernels.conv2d import Conv2d
+
+FLOATS = ("float32", "float16", "bfloat16")
+INTEGERS = ("int8", "uint8")
+ANCHOR = {"op_pattern": 4}  # TVM's kOutEWiseFusable: element-wise work may be fused behind it
+
+
+class Anchors:
+    """The visitor. `done` collects (kernel name, macs, integer) for the report."""
+
+    def __init__(self, isa: Isa) -> None:
+        self.isa = isa
+        self.handlers: dict[str, Callable] = {"relax.nn.conv2d": self.conv2d, "relax.matmul": self.matmul}
+
+    def __call__(self, rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
+        handler = self.handlers.get(op_name(expr))
+        if handler is None or not all(graph.has_static_shape(a) for a in expr.args):
+            return None
+        return handler(rw, var, expr)
+
+    def conv2d(self, rw, var, expr):
+        a, weight = expr.attrs, expr.args[1]
+        if a.data_layout != "NHWC" or a.kernel_layout != "OIHW":
+            return None
+        kinds = graph.dtype(expr.args[0]), graph.dtype(weight)
+        if not supported(*kinds):
+            return None
+        x, padding, fill = absorb_padding(rw, expr.args[0], [int(p) for p in a.padding])
+        n, h, w, c = graph.shape(x)
+        oc, _, kh, kw = graph.shape(weight)
+        pair = lambda v: tuple(int(i) for i in v)  # noqa: E731
+        conv = Conv2d(n, h, w, c, oc, (kh, kw), pair(a.strides), padding, pair(a.dilation), int(a.groups))
+        if conv.groups == c and conv.groups > 1 and oc % c == 0:
+            return self.depthwise(rw, var, x, weight, conv, fill)
+        p = conv_kernel.plan(conv, self.isa, *kinds)
+        packed = pack(rw, weight, lambda value: conv_kernel.pack(value, conv, p), lambda e: pack_conv(rw, e, conv, p))
+        call = rw.builder.call_te(
+            lambda data, taps: conv_kernel.compute(data, taps, conv, p, fill),
+            x,
+            packed,
+            primfunc_name_hint=f"conv2d_{'int8' if kinds[0] in INTEGERS else kinds[0]}",
+            primfunc_attrs=ANCHOR,
+        )
+        return cast_back(rw, call, var)
+
+    def depthwise(self, rw, var, x, weight, conv, fill):
+        packed = pack(
+            rw,
+            weight,
+            lambda value: depthwise_kernel.pack(value, self.isa),
+            lambda e: pack_depthwise(rw, e, conv, self.isa),
+        )
+        call = rw.builder.call_te(
+            lambda data, taps: depthwise_kernel.compute(data, taps, conv, self.isa, fill),
+            x,
+            packed,
+            primfunc_name_hint=f"depthwise_{'int8' if graph.dtype(x) in INTEGERS else graph.dtype(x)}",
+            primfunc_attrs=ANCHOR,
+        )
+        return cast_back(rw, call, var)
+
+    def matmul(self, rw, var, expr):
+        x, y = expr.args
+        kinds = graph.dtype(x), graph.dtype(y)
+        if not supported(*kinds) or len(x.ty.shape) < 2 or len(y.ty.shape) < 2 or 0 in graph.shape(var):
+            return None
+        dims = graph.shape(x)
+        if len(y.ty.shape) > 2 or not depends_on_constants(rw, y):
+            return self.batched(rw, var, x, y) if kinds[0] in FLOATS and kinds[1] in FLOATS else None
+        k, n = graph.shape(y)
+        outer = int(np.prod(dims[:-2]))
+        p = matmul_kernel.plan(dims[-2], n, outer, self.isa, *kinds)
+        packed = pack(rw, y, lambda value: matmul_kernel.pack(value, p), lambda e: pack_matmul(rw, e, p))
+        call = rw.builder.call_te(
+            lambda data, taps: matmul_kernel.compute(data, taps, n, p),
+            x,
+            packed,
+            primfunc_name_hint=f"matmul_{'int8' if kinds[0] in INTEGERS else kinds[0]}",
+            primfunc_attrs=ANCHOR,
+        )
+        return cast_back(rw, call, var)
+
+    def batched(self, rw, var, x, y):
+        dims, n = graph.shape(var), graph.shape(y)[-1]
+        p = matmul_kernel.plan_batched(dims[-2], n, int(np.prod(dims[:-2])), self.isa, graph.dtype(x))
+        call = rw.builder.call_te(
+            lambda a, b: matmul_kernel.compute_batched(a, b, p), x, y, primfunc_name_hint="matmul_batched", primfunc_attrs=ANCHOR
+        )
+        return cast_back(rw, call, var)
+
+
+def supported(data: str, weight: str) -> bool:
+    return (data in FLOATS and weight in FLOATS) or (data in INTEGERS and weight in ("int8", "int16"))
+
+
+def cast_back(rw: Rewriter, call: Expr, var: graph.Var) -> Expr:
+    """The kernels sum in float32 or int32; the program may have wanted a narrower result."""
+    out = rw.emit(call, var.name)
+    return out if graph.dtype(out) == graph.dtype(var) else relax.op.astype(out, graph.dtype(var))
+
+
+def absorb_padding(rw: Rewriter, x: Expr, padding: list[int]) -> tuple[Expr, tuple[int, int, int, int], int]:
+    """A pad over the two spatial axes right before becomes the convolution's own: (data, padding, fill)."""
+    call = rw.definition(x)
+    fill = 0
+    if call is not None and op_name(call) == "relax.nn.pad" and str(call.attrs.pad_mode) == "constant":
+        (n0, n1, top, bottom, left, right, c0, c1) = (int(w) for w in call.attrs.pad_width)
+        value = float(call.attrs.pad_value)
+        same = not any(padding) and (graph.dtype(x) in INTEGERS or value == 0)
+        if not (n0 or n1 or c0 or c1) and (same or value == 0 and graph.dtype(x) not in INTEGERS):
+            x, fill = call.args[0], int(value)
+            padding = [padding[0] + top, padding[1] + left, padding[2] + bottom, padding[3] + right]
+    return x, tuple(padding), fill
+
+
+def depends_on_constants(rw: Rewriter, expr: Expr) -> bool:
+    """Whether an expression reads no input of the program."""
+    if graph.is_const(expr):
+        return True
+    if isinstance(expr, relax.Tuple):
+        return all(depends_on_constants(rw, f) for f in expr.fields)
+    if isinstance(expr, relax.ShapeExpr | tvm.tirx.IntImm | tvm.tirx.FloatImm):
+        return True
+    call = rw.definition(expr)
+    if isinstance(call, relax.TupleGetItem):
+        return depends_on_constants(rw, call.tuple_value)
+    return isinstance(call, relax.Call) and all(depends_on_constants(rw, a) for a in call.args)
+
+
+def pack(rw: Rewriter, weight: Expr, now: Callable[[np.ndarray], np.ndarray], later: Callable[[Expr], Expr]) -> Expr:
+    """Packed by NumPy now when the value is known; else by operators."""
+    return graph.const(now(graph.value(weight))) if graph.is_const(weight) else later(weight)
+
+
+def pad_to(rw: Rewriter, expr: Expr, dims: tuple[int, ...]) -> Expr:
+    """Zeros behind each axis up to `dims`."""
+    old = graph.shape(expr)
+    width = [w for have, want in zip(old, dims) for w in (0, want - have)]
+    return rw.emit(relax.op.nn.pad(expr, width)) if any(width) else expr
+
+
+def pack_conv(rw: Rewriter, weight: Expr, conv: Conv2d, p: conv_kernel.Plan) -> Expr:
+    """`kernels.conv2d.pack` as operators."""
+    oc, ic, kh, kw = graph.shape(weight)
+    group, blocks, block = oc // conv.groups, p.blocks(conv), p.tile.block
+    icp = -(-ic // p.depth) * p.depth
+    e = rw.emit(relax.op.reshape(weight, (conv.groups, group, ic, kh, kw)))
+    e = pad_to(rw, e, (conv.groups, blocks * block, icp, kh, kw))
+    e = rw.emit(relax.op.reshape(e, (conv.groups * blocks, block, icp // p.depth, p.depth, kh, kw)))
+    e = rw.emit(relax.op.permute_dims(e, (0, 4, 5, 2, 1, 3)))
+    return e if p.depth > 1 else rw.emit(relax.op.squeeze(e, [5]))
+
+
+def pack_depthwise(rw: Rewriter, weight: Expr, conv: Conv2d, isa: Isa) -> Expr:
+    e = rw.emit(relax.op.permute_dims(rw.emit(relax.op.squeeze(weight, [1])), (1, 2, 0)))
+    return pad_to(rw, e, (*conv.kernel, -(-conv.oc // isa.lanes) * isa.lanes))
+
+
+def pack_matmul(rw: Rewriter, weight: Expr, p: conv_kernel.Plan) -> Expr:
+    k, n = graph.shape(weight)
+    block = p.tile.block
+    kp, np_ = -(-k // p.depth) * p.depth, -(-n // block) * block
+    e = pad_to(rw, weight, (kp, np_))
+    e = rw.emit(relax.op.reshape(e, (kp // p.depth, p.depth, np_ // block, block)))
+    e = rw.emit(relax.op.permute_dims(e, (2, 0, 3, 1)))
+    return e if p.depth > 1 else rw.emit(relax.op.squeeze(e, [3]))
+
+
+def anchors(mod: tvm.IRModule, isa: Isa) -> tvm.IRModule:
+    return graph.rewrite(mod, Anchors(isa))

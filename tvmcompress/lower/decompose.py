@@ -1,0 +1,194 @@
+"""Operators that are other operators in disguise, so that one kernel family serves them all.
+
+    conv1d            -> conv2d of height 1
+    conv2d_transpose  -> conv2d with one set of output channels per phase of the stride, then depth to space
+    batch_norm        -> x * scale + shift
+    adaptive pooling  -> average pooling, where windows are equal
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvmcompress.ir import graph
+from tvmcompress.ir.graph import Expr, Rewriter, op_name
+
+
+def ints(values) -> list[int]:
+    return [int(v) for v in values]
+
+
+def conv1d(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
+    a = expr.attrs
+    if a.data_layout != "NCW" or a.kernel_layout != "OIW":
+        return None
+    n, c, w = graph.shape(expr.args[0])
+    x = rw.emit(relax.op.reshape(expr.args[0], (n, c, 1, w)))
+    weight = insert_axis(rw, expr.args[1], 2)
+    if weight is None:
+        return None
+    (stride,), (dilation,), (left, right) = ints(a.strides), ints(a.dilation), ints(a.padding)
+    y = rw.emit(relax.op.nn.conv2d(x, weight, [1, stride], [0, left, 0, right], [1, dilation], a.groups), var.name)
+    return relax.op.reshape(y, graph.shape(var))
+
+
+def insert_axis(rw: Rewriter, weight: Expr, at: int) -> Expr | None:
+    """A weight with one more axis of length one, still constant or a dequantize of a constant."""
+    if graph.is_const(weight):
+        return graph.const(np.expand_dims(graph.value(weight), at))
+    call = rw.definition(weight)
+    if call is not None and op_name(call) == "relax.dequantize" and graph.is_const(call.args[0]):
+        axis = int(call.attrs.axis) % (len(weight.ty.shape))
+        q = graph.const(np.expand_dims(graph.value(call.args[0]), at))
+        return rw.emit(relax.op.dequantize(q, call.args[1], call.args[2], axis + (axis >= at)))
+    dims = graph.shape(weight)
+    return rw.emit(relax.op.reshape(weight, (*dims[:at], 1, *dims[at:])))
+
+
+def conv1d_transpose(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
+    a = expr.attrs
+    if a.data_layout != "NCW" or a.kernel_layout != "IOW":
+        return None
+    n, c, w = graph.shape(expr.args[0])
+    x = rw.emit(relax.op.reshape(expr.args[0], (n, c, 1, w)))
+    weight = insert_axis(rw, expr.args[1], 2)
+    (stride,), (dilation,), (left, right), (extra,) = ints(a.strides), ints(a.dilation), ints(a.padding), ints(a.output_padding)
+    if weight is None:
+        return None
+    wide = relax.op.nn.conv2d_transpose(
+        x, weight, [1, stride], [0, left, 0, right], [0, extra], [1, dilation], a.groups, "NCHW", "IOHW"
+    )
+    y = transposed(rw, var, rw.builder.normalize(wide))
+    return relax.op.reshape(rw.emit(y, var.name), graph.shape(var)) if y is not None else None
+
+
+def phase_weights(weight: np.ndarray, strides: list[int], padding: list[int], groups: int):
+    """Transposed-convolution weights (I, O/groups, KH, KW) as ordinary ones: (phases * O, I/groups, RH, RW), and how to pad.
+
+    Output pixel s*q + f takes input q + d with weight k = s*d' + ..., so each phase f of the stride is a convolution of
+    its own with kernel ceil(K / s). Returns the weights (phases outermost inside each group's outputs are last), and
+    (before, after) input padding per axis.
+    """
+    ic, og, kh, kw = weight.shape
+    (sh, sw), (top, left) = strides, padding[:2]
+    w = weight.reshape(groups, ic // groups, og, kh, kw)
+    rows, before_h = _phase_taps(kh, sh, top)
+    cols, before_w = _phase_taps(kw, sw, left)
+    rh, rw_ = len(rows[0]), len(cols[0])
+    out = np.zeros((groups, og, sh, sw, ic // groups, rh, rw_), weight.dtype)
+    for fh in range(sh):
+        for fw in range(sw):
+            for i, y in enumerate(rows[fh]):
+                for j, x in enumerate(cols[fw]):
+                    if y is not None and x is not None:
+                        out[:, :, fh, fw, :, i, j] = w[:, :, :, y, x].transpose(0, 2, 1)
+    return out.reshape(groups * og * sh * sw, ic // groups, rh, rw_), (before_h, before_w)
+
+
+def _phase_taps(k: int, s: int, pad: int) -> tuple[list[list[int | None]], int]:
+    """For each phase f: which tap multiplies input q + d, for d from the lowest to the highest needed; and -lowest d.
+
+    Output o = s*i - pad + tap, so with o = s*q + f: tap = f + pad - s*(i - q).
+    """
+    pairs = [(f, (f + pad - tap) // s, tap) for f in range(s) for tap in range(k) if (f + pad - tap) % s == 0]
+    low, high = min(d for _, d, _ in pairs), max(d for _, d, _ in pairs)
+    taps: list[list[int | None]] = [[None] * (high - low + 1) for _ in range(s)]
+    for f, d, tap in pairs:
+        taps[f][d - low] = tap
+    return taps, -low
+
+
+def transposed(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
+    """conv2d_transpose by phases; None where it is not worth it or weights are not constant."""
+    a = expr.attrs
+    if a.data_layout != "NCHW" or a.kernel_layout != "IOHW" or ints(a.dilation) != [1, 1]:
+        return None
+    strides, padding, groups = ints(a.strides), ints(a.padding), int(a.groups)
+    weight, scales = expr.args[1], None
+    call = rw.definition(weight)
+    if call is not None and op_name(call) == "relax.dequantize" and all(graph.is_const(x) for x in call.args):
+        if np.any(graph.value(call.args[2])):
+            return None
+        weight, scales = call.args[0], graph.value(call.args[1]).reshape(-1)
+        axis = int(call.attrs.axis) % 4
+        if scales.size > 1 and (axis != 1 or groups > 1 and scales.size != graph.shape(weight)[1]):
+            return None
+    if not graph.is_const(weight):
+        return None
+    n, _, h, w = graph.shape(expr.args[0])
+    _, oc, oh, ow = graph.shape(expr) if expr.ty else graph.shape(var)
+    packed, (before_h, before_w) = phase_weights(graph.value(weight), strides, padding, groups)
+    sh, sw = strides
+    rh, rw_ = packed.shape[2:]
+    qh, qw = -(-oh // sh), -(-ow // sw)  # input-sized steps of the result
+    after_h, after_w = qh - h + rh - 1 - before_h, qw - w + rw_ - 1 - before_w
+    x = expr.args[0]
+    pads = [before_h, before_w, after_h, after_w]
+    if min(pads) < 0:
+        begin, end = [max(0, -before_h), max(0, -before_w)], [h - max(0, -after_h), w - max(0, -after_w)]
+        x = rw.emit(relax.op.strided_slice(x, [2, 3], begin, end))
+        pads = [max(0, p) for p in pads]
+    new_weight = graph.const(packed)
+    if scales is not None:
+        per = np.tile(np.repeat(scales, sh * sw), groups) if scales.size > 1 else scales.reshape(())
+        zero = np.zeros(per.shape, packed.dtype)
+        new_weight = rw.emit(relax.op.dequantize(new_weight, graph.const(per.astype(np.float32)), graph.const(zero), 0))
+    y = rw.emit(relax.op.nn.conv2d(x, new_weight, 1, pads, 1, groups), var.name)
+    y = rw.emit(relax.op.reshape(y, (n, oc, sh, sw, qh, qw)))
+    y = rw.emit(relax.op.permute_dims(y, (0, 1, 4, 2, 5, 3)))
+    y = rw.emit(relax.op.reshape(y, (n, oc, qh * sh, qw * sw)))
+    if (qh * sh, qw * sw) != (oh, ow):
+        y = relax.op.strided_slice(y, [2, 3], [0, 0], [oh, ow])
+    return y
+
+
+def batch_norm(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
+    """Inference only: the moving statistics are passed through."""
+    x, *parameters = expr.args
+    if not all(graph.is_const(p) for p in parameters):
+        return None
+    gamma, beta, mean, variance = (graph.value(p).astype(np.float64) for p in parameters)
+    a = expr.attrs
+    factor = (gamma if a.scale else 1.0) / np.sqrt(variance + a.epsilon)
+    shift = (beta if a.center else 0.0) - mean * factor
+    rank, axis = len(x.ty.shape), int(a.axis)
+    form = [1] * rank
+    form[axis % rank] = -1
+    y = rw.emit(relax.op.multiply(x, graph.const(factor.reshape(form).astype(np.float32))), var.name)
+    y = rw.emit(relax.op.add(y, graph.const(shift.reshape(form).astype(np.float32))))
+    return relax.Tuple([y, parameters[2], parameters[3]])
+
+
+def adaptive_avg_pool2d(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
+    if expr.attrs.layout != "NCHW":
+        return None
+    (_, _, h, w), (_, _, oh, ow) = graph.shape(expr.args[0]), graph.shape(var)
+    if (oh, ow) == (1, 1):
+        return relax.op.mean(expr.args[0], [2, 3], True)
+    if h % oh or w % ow:
+        return None
+    size = [h // oh, w // ow]
+    return relax.op.nn.avg_pool2d(expr.args[0], size, size)
+
+
+HANDLERS: dict[str, Callable] = {
+    "relax.nn.conv1d": conv1d,
+    "relax.nn.conv1d_transpose": conv1d_transpose,
+    "relax.nn.conv2d_transpose": transposed,
+    "relax.nn.batch_norm": batch_norm,
+    "relax.nn.adaptive_avg_pool2d": adaptive_avg_pool2d,
+}
+
+
+def decompose(mod: tvm.IRModule) -> tvm.IRModule:
+    def visit(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
+        handler = HANDLERS.get(op_name(expr))
+        if handler is None or not graph.has_static_shape(expr.args[0]):
+            return None
+        return handler(rw, var, expr)
+
+    return graph.rewrite(mod, visit)

@@ -1,0 +1,138 @@
+"""The lowering as a list of steps with reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvmcompress.ir import graph, ops
+from tvmcompress.isa import Isa
+from tvmcompress.kernels import approximation
+from tvmcompress.lower.anchors import anchors
+from tvmcompress.lower.channels_last import channels_last
+from tvmcompress.lower.decompose import decompose
+from tvmcompress.lower.integer import integer
+from tvmcompress.lower.schedules import schedule
+from tvmcompress.lower.weights import split
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A built executable and what belongs to it.
+
+    `main(inputs…, weights…)` returns a tuple; the weights are `stored`, or what `prepare(stored…)` returns when
+    `prepares`. `fallbacks` names the tensor programs that got no schedule of a family or none at all.
+    """
+
+    executable: relax.VMExecutable
+    stored: list[np.ndarray]
+    inputs: int
+    prepares: bool
+    fallbacks: dict[str, str]
+
+
+def graph_steps(isa: Isa) -> list[tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]]:
+    return [
+        # Fewer kinds of operators first: every later step then has fewer cases.
+        ("decompose", decompose),
+        # Layouts before integers: zero points become vectors along the last axis.
+        ("channels_last", channels_last),
+        # Integers before anything that could fold a dequantize back into float weights.
+        ("integer", lambda mod: integer(mod, isa.integer_data)),
+        # Kernels for what costs time; what stays are element-wise operators, data movement and reductions.
+        ("anchors", lambda mod: anchors(mod, isa)),
+        ("expand", ops.expand),
+    ]
+
+
+def tensor_steps(target: tvm.target.Target) -> list[tvm.ir.transform.Pass]:
+    """TVM's own: tensor programs for the remaining operators, then fusion behind the anchors."""
+    return [
+        relax.backend.DispatchSampling(),
+        relax.backend.DispatchSortScan(),
+        relax.transform.LegalizeOps(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+    ]
+
+
+def machine_steps() -> list[tvm.ir.transform.Pass]:
+    """TVM's own: from tensor programs and calls to virtual-machine code with a static memory plan."""
+    return [
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.ToNonDataflow(),
+        relax.transform.RemovePurityChecking(),
+        relax.transform.CallTIRRewrite(),
+        relax.transform.StaticPlanBlockMemory(),
+        relax.transform.LowerAllocTensor(),
+        relax.transform.KillAfterLastUse(),
+        relax.transform.LowerRuntimeBuiltin(),
+        relax.transform.ComputePrimValue(),
+        relax.transform.VMShapeLower(),
+        relax.transform.AttachGlobalSymbol(),
+    ]
+
+
+def lower(
+    mod: tvm.IRModule,
+    target: tvm.target.Target,
+    isa: Isa,
+    between: Callable[[str, tvm.IRModule], None] | None = None,
+) -> Lowered:
+    """Compile a program for a CPU. `between(step, module)` is called after each step, for dumps and timing."""
+    approximation.install()
+    watch = between or (lambda _step, _mod: None)
+    for name, step in graph_steps(isa):
+        mod = step(mod)
+        watch(name, mod)
+    parts = split(mod)
+    mod = parts.module
+    with target, tvm.transform.PassContext(opt_level=3, config=config(isa)):
+        mod = tvm.transform.Sequential(tensor_steps(target))(mod)
+        watch("fuse", mod)
+        scheduled = schedule(mod, isa)
+        watch("schedule", scheduled.module)
+        executable = relax.build(
+            scheduled.module, target, relax_pipeline=tvm.transform.Sequential(machine_steps()), exec_mode="bytecode"
+        )
+    return Lowered(executable, parts.stored, parts.inputs, parts.prepares, scheduled.fallbacks)
+
+
+def config(isa: Isa) -> dict:
+    return {"tirx.enable_buffer_level_predication": True} if isa.masked else {}
+
+
+def machine(lowered: Lowered) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
+    """Run a lowered program in this process: arrays in, arrays out, in order."""
+    vm = relax.VirtualMachine(lowered.executable, tvm.cpu())
+    weights = [tvm.runtime.tensor(w) for w in lowered.stored]
+    if lowered.prepares:
+        weights = list(vm["prepare"](*weights))
+
+    def run(inputs: list[np.ndarray]) -> list[np.ndarray]:
+        out = vm["main"](*[tvm.runtime.tensor(np.ascontiguousarray(a)) for a in inputs], *weights)
+        return [o.numpy() for o in out]
+
+    return run
+
+
+def executor(mod: tvm.IRModule) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
+    """Compile `mod` for this machine with the project's own kernels; for calibration and for reports."""
+    from tvmcompress.isa import isa_of
+
+    target = tvm.target.Target(host_target())
+    return machine(lower(mod, target, isa_of(target)))
+
+
+def host_target() -> dict:
+    from tvmcompress.target import Target
+
+    return Target.load("native").to_tvm()
+
+
+__all__ = ["Lowered", "executor", "graph", "lower", "machine"]

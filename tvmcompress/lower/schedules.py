@@ -1,0 +1,77 @@
+"""A schedule for every tensor program: its family's, else the generic one, else (and then it is reported) none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import tvm
+from tvm.s_tir import Schedule
+from tvm.tirx import PrimFunc
+
+from tvmcompress.isa import Isa
+from tvmcompress.kernels import FAMILY, depthwise, generic, tile
+
+FAMILIES = {"tile": tile.schedule, "depthwise": depthwise.schedule}
+
+
+@dataclass
+class Scheduled:
+    """The module with schedules applied; `fallbacks` names the programs left without one, and why."""
+
+    module: tvm.IRModule
+    fallbacks: dict[str, str] = field(default_factory=dict)
+
+
+def family_of(func: PrimFunc) -> str:
+    """The family whose anchor block is in `func`, or an empty string."""
+    sch = Schedule(func)
+    for block in generic.blocks_of(sch):
+        annotations = sch.get(block).annotations
+        if FAMILY in annotations:
+            return str(annotations[FAMILY])
+    return ""
+
+
+def schedule(mod: tvm.IRModule, isa: Isa) -> Scheduled:
+    functions, fallbacks = {}, {}
+    for var, func in mod.functions_items():
+        if not isinstance(func, PrimFunc) or (func.attrs and "tirx.is_scheduled" in func.attrs):
+            functions[var] = func
+            continue
+        try:
+            functions[var] = apply(func, isa)
+        except Exception as error:  # TVM's schedule errors have no class of their own
+            try:
+                functions[var] = plain(func, isa)
+                fallbacks[var.name_hint] = f"generic schedule: {reason(error)}"
+            except Exception as second:
+                functions[var] = func
+                fallbacks[var.name_hint] = f"no schedule: {reason(second)}"
+    return Scheduled(tvm.IRModule(functions, attrs=mod.attrs), fallbacks)
+
+
+def apply(func: PrimFunc, isa: Isa) -> PrimFunc:
+    family = family_of(func)
+    sch = FAMILIES[family](func, isa) if family else generic.schedule(func, isa)
+    return finished(func, sch)
+
+
+def plain(func: PrimFunc, isa: Isa) -> PrimFunc:
+    """Only parallel outer loops: for programs whose blocks refuse everything else."""
+    sch = Schedule(func)
+    for block in generic.blocks_of(sch):
+        if generic.is_reduction(sch, block):
+            continue
+        loops = sch.get_loops(block)
+        if len(loops) > 1 and generic.extent(sch, loops) >= generic.PARALLEL_WORK:
+            sch.parallel(loops[0])
+    return finished(func, sch)
+
+
+def finished(func: PrimFunc, sch: Schedule) -> PrimFunc:
+    return sch.mod["main"].with_attr("tirx.is_scheduled", True)
+
+
+def reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:160]

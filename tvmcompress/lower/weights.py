@@ -1,0 +1,154 @@
+"""Weights leave the program: they become arguments of `main`, mapped from the package.
+
+What is computed from constants alone (unpacking of 4-bit weights, packing into a kernel's layout) moves to a second
+function, `prepare`, that runs once when a package is loaded: on disk weights stay as small as compression made them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import relax
+from tvm.ir import GenericConst
+
+from tvmcompress.ir import graph
+from tvmcompress.ir.graph import Expr
+
+INLINE_BYTES = 64  # scalars stay in the program
+
+
+@dataclass(frozen=True)
+class Split:
+    """`module` has `main(inputs…, weights…)`, and `prepare(stored…) -> weights` if `prepares`; `stored` in that order."""
+
+    module: tvm.IRModule
+    stored: list[np.ndarray]
+    inputs: int
+    prepares: bool
+
+
+def split(mod: tvm.IRModule) -> Split:
+    """Divide a program with constants into `main` and `prepare`."""
+    old = mod["main"]
+    constant: set[relax.Var] = set()
+    for binding in graph.bindings(mod):
+        if reads_constants_only(binding.value, constant):
+            constant.add(binding.var)
+    definitions = graph.definitions(mod)
+    frontier = [v for v in frontier_of(mod, constant) if not isinstance(definitions[v], relax.Tuple)]
+    builder = relax.BlockBuilder()
+    functions = {
+        var: builder.add_func(function, var.name_hint)
+        for var, function in mod.functions_items()
+        if var.name_hint != "main"
+    }
+
+    stored: list[np.ndarray] = []
+    direct = direct_constants(mod, constant)
+    if frontier:
+        write_prepare(builder, functions, mod, constant, frontier, direct, stored)
+    else:
+        stored += [graph.value(c) for c in direct]
+
+    params = [relax.Var(p.name, p.ty) for p in old.params]
+    weights = [relax.Var(f"weight_{i}", e.ty) for i, e in enumerate([*frontier, *direct])]
+    rewriter = graph.Rewriter()
+    rewriter.builder = builder
+    rewriter.replacement.update(functions)
+    rewriter.replacement.update(zip(old.params, params))
+    rewriter.replacement.update(zip(frontier, weights))
+    lifted = dict(zip(direct, weights[len(frontier) :]))
+    rewriter.on_const = lambda c: lifted.get(c, c)
+    with builder.function("main", [*params, *weights]):
+        with builder.dataflow():
+            for binding in graph.bindings(mod):
+                if binding.var in constant:
+                    continue
+                expr = rewriter.new(binding.value)
+                if isinstance(expr, relax.Tuple):
+                    rewriter.replacement[binding.var] = expr
+                    continue
+                rewriter.replacement[binding.var] = rewriter.emit(expr, binding.var.name)
+            out = rewriter.new(old.body.body)
+            out = builder.emit_output(out if isinstance(out, relax.Tuple) else relax.Tuple([out]))
+        builder.emit_func_output(out)
+    return Split(builder.finalize(), stored, len(params), bool(frontier))
+
+
+def reads_constants_only(expr: Expr, constant: set[relax.Var]) -> bool:
+    variables = [v for v in relax.analysis.free_vars(expr) if not isinstance(v, relax.GlobalVar)]
+    if isinstance(expr, relax.Tuple | GenericConst | relax.ShapeExpr):
+        return bool(variables) and all(v in constant for v in variables)
+    return all(v in constant for v in variables)
+
+
+def frontier_of(mod: tvm.IRModule, constant: set[relax.Var]) -> list[relax.Var]:
+    """Constant variables that something not constant reads, in order."""
+    needed: dict[relax.Var, None] = {}
+    readers = [b.value for b in graph.bindings(mod) if b.var not in constant]
+    readers += [mod["main"].body.body]
+    for expr in readers:
+        for var in relax.analysis.free_vars(expr):
+            if var in constant:
+                needed[var] = None
+    # A tuple is not a weight: its fields are.
+    definitions = graph.definitions(mod)
+    for var in [v for v in needed if isinstance(definitions[v], relax.Tuple)]:
+        for field in relax.analysis.free_vars(definitions[var]):
+            needed[field] = None
+    return list(needed)
+
+
+def direct_constants(mod: tvm.IRModule, constant: set[relax.Var]) -> list[GenericConst]:
+    """Large constants that `main` itself reads, each once."""
+    found: dict[GenericConst, None] = {}
+    for binding in graph.bindings(mod):
+        if binding.var not in constant:
+            for c in graph.constants_of(binding.value):
+                if isinstance(c.value, tvm.runtime.Tensor) and nbytes(c) > INLINE_BYTES:
+                    found[c] = None
+    return list(found)
+
+
+def nbytes(constant: GenericConst) -> int:
+    dims = graph.shape(constant)
+    return int(np.prod(dims, dtype=np.int64)) * tvm.DataType(graph.dtype(constant)).bits // 8
+
+
+def write_prepare(builder, functions, mod, constant, frontier, direct, stored) -> None:
+    """Emit `prepare` with one parameter per large constant it reads or passes through."""
+    params: dict[GenericConst, relax.Var] = {}
+
+    def lift(c):
+        if nbytes(c) <= INLINE_BYTES:
+            return c
+        if c not in params:
+            params[c] = relax.Var(f"stored_{len(params)}", c.ty)
+            stored.append(graph.value(c))
+        return params[c]
+
+    for binding in graph.bindings(mod):
+        if binding.var in constant:
+            for c in graph.constants_of(binding.value):
+                lift(c)
+    for c in direct:
+        lift(c)
+    rewriter = graph.Rewriter()
+    rewriter.builder = builder
+    rewriter.replacement.update(functions)
+    rewriter.on_const = lift
+    with builder.function("prepare", list(params.values())):
+        with builder.dataflow():
+            for binding in graph.bindings(mod):
+                if binding.var not in constant:
+                    continue
+                expr = rewriter.new(binding.value)
+                if isinstance(expr, relax.Tuple):
+                    rewriter.replacement[binding.var] = expr
+                    continue
+                rewriter.replacement[binding.var] = rewriter.emit(expr, binding.var.name)
+            fields = [rewriter.new(v) for v in frontier] + [params[c] for c in direct]
+            out = builder.emit_output(relax.Tuple(fields))
+        builder.emit_func_output(out)
