@@ -38,7 +38,7 @@ def fold(node: onnx.NodeProto, arrays: list[np.ndarray | None], opset: int) -> l
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             evaluator = ReferenceEvaluator(function)
-            results = evaluator.run(None, {n: a for n, a in zip(node.input, arrays) if n})
+            results = evaluator.run(None, {n: a for n, a in zip(node.input, arrays) if n}, attributes={})
     except Exception:
         return None
     if not all(isinstance(r, np.ndarray | np.generic) for r in results):

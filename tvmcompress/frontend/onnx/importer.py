@@ -176,7 +176,9 @@ class Importer:
             self.run(functions.bound_nodes(function, node.proto, node.opset), scope)
         finally:
             self._stack.pop()
-        return [scope[o] for o in function.output]
+        # An output that this call does not use may have no definition in the body made for it.
+        used = [bool(outer) for outer in node.proto.output]
+        return [scope[o] if u else scope.values.get(o) for o, u in zip(function.output, used)]
 
     def subgraph(self, node: Node, body: onnx.GraphProto, arguments: Sequence[Value], tag: str = "") -> list[Value]:
         """Import a branch or loop body in place; it sees the values around it."""
