@@ -67,6 +67,8 @@ class Context:
     def start(self, operator: Operator) -> None:
         self.operator = operator
         name = self.graph.tensors[operator.outputs[0]].name.split(";")[0] if operator.outputs else ""
+        if "PartitionedCall" in name:  # the converter renames whatever makes an output
+            name = f"{operator.kind.lower()}_{operator.outputs[0]}"
         self.layer = re.sub(r"\W+", "_", name).strip("_") or operator.kind.lower()
 
     def emit(self, expr: Expr) -> Expr:
@@ -135,7 +137,9 @@ class Context:
             self.floats[key] = expr
         return self.floats[key]
 
-    def weight(self, constant: Constant, axes: Sequence[int] | None = None, shape: list[int] | None = None) -> Expr:
+    def weight(
+        self, constant: Constant, axes: Sequence[int] | None = None, shape: list[int] | None = None
+    ) -> Expr:
         """A constant as an expression: permuted by `axes`, then given `shape` (which keeps the quantized axis's length).
 
         Quantized ones stay as they are stored, under a dequantize; float16 ones under a cast.

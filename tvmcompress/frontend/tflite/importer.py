@@ -131,7 +131,8 @@ def convert(context: Context, operator: Operator) -> None:
     context.start(operator)
     try:
         for number in operator.inputs:
-            if number >= 0 and number not in context.values and number not in context.constants:
+            known = number < 0 or number in context.values or number in context.constants
+            if not known and not context.graph.tensors[number].variable:
                 raise context.fail(f"reads tensor {number}, which nothing writes")
         CONVERTERS[operator.kind](context)
         context.fold()

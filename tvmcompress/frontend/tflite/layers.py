@@ -165,7 +165,7 @@ def resize(method: str) -> Any:
     def convert(ctx: Context) -> None:
         options = ctx.operator.options
         if options.AlignCorners():
-            mode, rounding = "align_corners", "round"
+            mode, rounding = "align_corners", "round_prefer_ceil"  # half away from zero
         elif options.HalfPixelCenters():
             # TFLite's nearest takes floor((i + 0.5) * scale), which is the half pixel position rounded half up.
             mode, rounding = "half_pixel", "round_prefer_ceil"

@@ -59,6 +59,7 @@ class Tensor:
     data: np.ndarray | None  # of weights
     quantization: Quantization | None
     sparse: bool = False
+    variable: bool = False  # a state, zero at the start
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def read_tensor(path: str, tensor: Any, model: Any, content: memoryview, tflite:
     if kind in DTYPES:
         data = read_data(f"{path}: tensor '{name}'", model.Buffers(tensor.Buffer()), shape, dtype, content)
         dtype = "int8" if dtype == "int4" else dtype
-    return Tensor(name, shape, dtype, data, quantization, tensor.Sparsity() is not None)
+    return Tensor(name, shape, dtype, data, quantization, tensor.Sparsity() is not None, bool(tensor.IsVariable()))
 
 
 def read_data(what: str, buffer: Any, shape: tuple[int, ...], dtype: str, content: memoryview) -> np.ndarray | None:
