@@ -29,10 +29,15 @@ def is_const(expr: Expr) -> bool:
 
 def value(expr: Expr) -> np.ndarray:
     """The payload of a constant. It shares the constant's memory where NumPy can: do not write to it."""
+    return as_numpy(expr.value)
+
+
+def as_numpy(tensor: tvm.runtime.Tensor) -> np.ndarray:
+    """A tensor in main memory as an array, sharing its memory where NumPy can."""
     try:
-        return np.from_dlpack(expr.value)
+        return np.from_dlpack(tensor)
     except (RuntimeError, BufferError, TypeError):
-        return expr.value.numpy()  # dtypes that DLPack or NumPy lack: bfloat16, float8
+        return tensor.numpy()  # dtypes that DLPack or NumPy lack: bfloat16, float8
 
 
 def shape(expr: Expr) -> tuple[int, ...]:

@@ -26,10 +26,11 @@ ANCHOR = {"op_pattern": 4}  # TVM's kOutEWiseFusable: element-wise work may be f
 
 
 class Anchors:
-    """The visitor. `done` collects (kernel name, macs, integer) for the report."""
+    """The visitor. `done` collects what became a kernel: name, kind, macs, whether in integers, and the tile."""
 
     def __init__(self, isa: Isa) -> None:
         self.isa = isa
+        self.done: list[dict] = []
         self.handlers: dict[str, Callable] = {"relax.nn.conv2d": self.conv2d, "relax.matmul": self.matmul}
 
     def __call__(self, rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
@@ -37,6 +38,10 @@ class Anchors:
         if handler is None or not all(graph.has_static_shape(a) for a in expr.args):
             return None
         return handler(rw, var, expr)
+
+    def note(self, var, kind: str, macs: int, kinds: tuple[str, str], tile) -> None:
+        row = {"name": var.name, "kind": kind, "macs": macs, "dtype": "x".join(kinds), "integer": kinds[0] in INTEGERS}
+        self.done.append(row | ({"tile": [tile.pixels, tile.vectors]} if tile else {}))
 
     def conv2d(self, rw, var, expr):
         a, weight = expr.attrs, expr.args[1]
@@ -53,6 +58,7 @@ class Anchors:
         if conv.groups == c and conv.groups > 1 and oc % c == 0:
             return self.depthwise(rw, var, x, weight, conv, fill)
         p = conv_kernel.plan(conv, self.isa, *kinds)
+        self.note(var, "conv2d", conv.macs, kinds, p.tile)
         packed = pack(rw, weight, lambda value: conv_kernel.pack(value, conv, p), lambda e: pack_conv(rw, e, conv, p))
         call = rw.builder.call_te(
             lambda data, taps: conv_kernel.compute(data, taps, conv, p, fill),
@@ -64,6 +70,7 @@ class Anchors:
         return cast_back(rw, call, var)
 
     def depthwise(self, rw, var, x, weight, conv, fill):
+        self.note(var, "depthwise", conv.macs, (graph.dtype(x), graph.dtype(weight)), None)
         packed = pack(
             rw,
             weight,
@@ -90,6 +97,7 @@ class Anchors:
         k, n = graph.shape(y)
         outer = int(np.prod(dims[:-2]))
         p = matmul_kernel.plan(dims[-2], n, outer, self.isa, *kinds)
+        self.note(var, "matmul", int(np.prod(dims)) * n, kinds, p.tile)
         packed = pack(rw, y, lambda value: matmul_kernel.pack(value, p), lambda e: pack_matmul(rw, e, p))
         call = rw.builder.call_te(
             lambda data, taps: matmul_kernel.compute(data, taps, n, p),
@@ -102,6 +110,7 @@ class Anchors:
 
     def batched(self, rw, var, x, y):
         dims, n = graph.shape(var), graph.shape(y)[-1]
+        self.note(var, "matmul", int(np.prod(dims)) * graph.shape(x)[-1], (graph.dtype(x), graph.dtype(y)), None)
         p = matmul_kernel.plan_batched(dims[-2], n, int(np.prod(dims[:-2])), self.isa, graph.dtype(x))
         call = rw.builder.call_te(
             lambda a, b: matmul_kernel.compute_batched(a, b, p), x, y, primfunc_name_hint="matmul_batched", primfunc_attrs=ANCHOR
@@ -186,5 +195,7 @@ def pack_matmul(rw: Rewriter, weight: Expr, p: conv_kernel.Plan) -> Expr:
     return e if p.depth > 1 else rw.emit(relax.op.squeeze(e, [3]))
 
 
-def anchors(mod: tvm.IRModule, isa: Isa) -> tvm.IRModule:
-    return graph.rewrite(mod, Anchors(isa))
+def anchors(mod: tvm.IRModule, isa: Isa) -> tuple[tvm.IRModule, list[dict]]:
+    """The program with kernels in place of convolutions and matrix products, and a row for each of these."""
+    visitor = Anchors(isa)
+    return graph.rewrite(mod, visitor), visitor.done

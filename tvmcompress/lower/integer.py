@@ -237,14 +237,17 @@ class Integer:
         return (data, *weights) if weights else None
 
     def finish(self, rw, var, acc: Expr, data: Quantized, sums: np.ndarray, scales: np.ndarray) -> Expr:
-        """dequantize(acc - zero * sums), the zero point's part being one constant a channel."""
-        acc = rw.emit(acc)
+        """dequantize(acc - zero * sums), the zero point's part being one constant a channel.
+
+        The layer's name stays with the integer product: it is what the report lists.
+        """
+        acc = rw.emit(acc, var.name)
         if data.constant:
             correction = -(int(data.zero) * sums.astype(np.int64))
             if np.any(correction):
                 acc = rw.emit(relax.op.add(acc, graph.const(correction.astype(np.int32))))
             scale = (np.float64(data.scale) * scales.astype(np.float64)).astype(np.float32)
-            return self.make(rw, acc, Quantized(acc, scale, np.zeros(len(scale), np.int64), len(acc.ty.shape) - 1), var)
+            return self.make(rw, acc, Quantized(acc, scale, np.zeros(len(scale), np.int64), len(acc.ty.shape) - 1))
         zero = rw.emit(relax.op.astype(data.zero, "int32"))
         acc = rw.emit(relax.op.subtract(acc, rw.emit(relax.op.multiply(zero, graph.const(sums.astype(np.int32))))))
         scale = rw.emit(relax.op.multiply(data.scale, graph.const(scales.astype(np.float32))))

@@ -9,7 +9,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmcompress.ir import graph, ops
+from tvmcompress.ir import ops
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import approximation
 from tvmcompress.lower.anchors import anchors
@@ -29,10 +29,11 @@ class Lowered:
     """
 
     executable: relax.VMExecutable
-    stored: list[np.ndarray]
+    stored: list[tvm.runtime.Tensor]
     inputs: int
     prepares: bool
     fallbacks: dict[str, str]
+    layers: list[dict]
 
 
 def graph_steps(isa: Isa) -> list[tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]]:
@@ -43,9 +44,6 @@ def graph_steps(isa: Isa) -> list[tuple[str, Callable[[tvm.IRModule], tvm.IRModu
         ("channels_last", channels_last),
         # Integers before anything that could fold a dequantize back into float weights.
         ("integer", lambda mod: integer(mod, isa.integer_data)),
-        # Kernels for what costs time; what stays are element-wise operators, data movement and reductions.
-        ("anchors", lambda mod: anchors(mod, isa)),
-        ("expand", ops.expand),
     ]
 
 
@@ -90,6 +88,10 @@ def lower(
     for name, step in graph_steps(isa):
         mod = step(mod)
         watch(name, mod)
+    # Kernels for what costs time; what stays are element-wise operators, data movement and reductions.
+    mod, layers = anchors(mod, isa)
+    mod = ops.expand(mod)
+    watch("anchors", mod)
     parts = split(mod)
     mod = parts.module
     with target, tvm.transform.PassContext(opt_level=3, config=config(isa)):
@@ -100,7 +102,7 @@ def lower(
         executable = relax.build(
             scheduled.module, target, relax_pipeline=tvm.transform.Sequential(machine_steps()), exec_mode="bytecode"
         )
-    return Lowered(executable, parts.stored, parts.inputs, parts.prepares, scheduled.fallbacks)
+    return Lowered(executable, parts.stored, parts.inputs, parts.prepares, scheduled.fallbacks, layers)
 
 
 def config(isa: Isa) -> dict:
@@ -110,7 +112,7 @@ def config(isa: Isa) -> dict:
 def machine(lowered: Lowered) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
     """Run a lowered program in this process: arrays in, arrays out, in order."""
     vm = relax.VirtualMachine(lowered.executable, tvm.cpu())
-    weights = [tvm.runtime.tensor(w) for w in lowered.stored]
+    weights = list(lowered.stored)
     if lowered.prepares:
         weights = list(vm["prepare"](*weights))
 
@@ -119,20 +121,3 @@ def machine(lowered: Lowered) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
         return [o.numpy() for o in out]
 
     return run
-
-
-def executor(mod: tvm.IRModule) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
-    """Compile `mod` for this machine with the project's own kernels; for calibration and for reports."""
-    from tvmcompress.isa import isa_of
-
-    target = tvm.target.Target(host_target())
-    return machine(lower(mod, target, isa_of(target)))
-
-
-def host_target() -> dict:
-    from tvmcompress.target import Target
-
-    return Target.load("native").to_tvm()
-
-
-__all__ = ["Lowered", "executor", "graph", "lower", "machine"]

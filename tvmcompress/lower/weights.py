@@ -24,7 +24,7 @@ class Split:
     """`module` has `main(inputs…, weights…)`, and `prepare(stored…) -> weights` if `prepares`; `stored` in that order."""
 
     module: tvm.IRModule
-    stored: list[np.ndarray]
+    stored: list[tvm.runtime.Tensor]
     inputs: int
     prepares: bool
 
@@ -45,12 +45,12 @@ def split(mod: tvm.IRModule) -> Split:
         if var.name_hint != "main"
     }
 
-    stored: list[np.ndarray] = []
+    stored: list[tvm.runtime.Tensor] = []
     direct = direct_constants(mod, constant)
     if frontier:
         write_prepare(builder, functions, mod, constant, frontier, direct, stored)
     else:
-        stored += [graph.value(c) for c in direct]
+        stored += [c.value for c in direct]
 
     params = [relax.Var(p.name, p.ty) for p in old.params]
     weights = [relax.Var(f"weight_{i}", e.ty) for i, e in enumerate([*frontier, *direct])]
@@ -126,7 +126,7 @@ def write_prepare(builder, functions, mod, constant, frontier, direct, stored) -
             return c
         if c not in params:
             params[c] = relax.Var(f"stored_{len(params)}", c.ty)
-            stored.append(graph.value(c))
+            stored.append(c.value)
         return params[c]
 
     for binding in graph.bindings(mod):

@@ -1,0 +1,75 @@
+"""tvmcompress: a compression compiler for edge inference on Apache TVM.
+
+    import tvmcompress as tc
+    model = tc.load("resnet18.onnx")
+    small = tc.compress(model, tc.Recipe.load("int8"), samples=images)
+    package = tc.compile(small, tc.Target.load("native"))
+    report = tc.deploy(package).measure(images, reference=model)
+
+Every name is imported when it is first used: a device that only runs packages needs no compiler.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "load": "frontend",
+    "compress": "compression",
+    "compile": "compilation",
+    "inspect": "inspection",
+    "Model": "model",
+    "Recipe": "recipe",
+    "Target": "target",
+    "Package": "package",
+    "Deployment": "deployment",
+    "Report": "report",
+    "errors": "",
+}
+
+__all__ = ["Deployment", "Model", "Package", "Recipe", "Report", "Target", "compile", "compress", "deploy", "errors", "inspect", "load"]  # fmt: skip
+
+if TYPE_CHECKING:
+    from tvmcompress import errors
+    from tvmcompress.compilation import compile
+    from tvmcompress.compression import compress
+    from tvmcompress.deployment import Deployment
+    from tvmcompress.frontend import load
+    from tvmcompress.inspection import inspect
+    from tvmcompress.model import Model
+    from tvmcompress.package import Package
+    from tvmcompress.recipe import Recipe
+    from tvmcompress.report import Report
+    from tvmcompress.target import Target
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'tvmcompress' has no attribute '{name}'")
+    module = importlib.import_module(f"tvmcompress.{_WHERE[name]}" if _WHERE[name] else "tvmcompress.errors")
+    value = getattr(module, name) if _WHERE[name] else module
+    globals()[name] = value
+    return value
+
+
+def deploy(package: Any, device: Any = None, threads: int | None = None) -> Deployment:
+    """Load a package where it is to run. See `tvmcompress.deployment.deploy`.
+
+    A Model given to `Deployment.measure(reference=…)` is compiled in float for the package's target.
+    """
+    from tvmcompress import deployment
+
+    def compiled(model: Any, target: dict) -> Package:
+        import json
+
+        from tvmcompress.compilation import compile
+        from tvmcompress.frontend import load
+        from tvmcompress.model import Model
+        from tvmcompress.target import Target
+
+        return compile(model if isinstance(model, Model) else load(model), Target.load(json.dumps(target)))
+
+    return deployment.deploy(package, device, threads, compile=compiled)
