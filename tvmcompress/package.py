@@ -144,7 +144,7 @@ class Package:
                 f"{self.name} was compiled for {target}; this machine lacks {', '.join(lacking)}. "
                 "Compile it again with --target native"
             )
-        if needs["gpu"] and not os.path.exists("/proc/driver/nvidia/version"):
+        if needs["gpu"] and not runtime.CUDA_DRIVER.exists():
             raise PackageError(
                 f"{self.name} needs a CUDA device ({needs['gpu']}, target {target}); none was found here"
             )

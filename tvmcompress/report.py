@@ -102,7 +102,7 @@ def figures(report: Report) -> list[tuple[str, list[tuple[str, str, str]]]]:
     size, latency, memory = report.size, report.latency, report.memory
     reference = report.reference is not None
     ours, theirs = latency["package"], latency["reference"] or {}
-    sections = [
+    sections: list[tuple[str, list[tuple[str, str, str]]]] = [
         (
             "Size",
             [

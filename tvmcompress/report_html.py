@@ -16,21 +16,22 @@ body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back);
 margin:2rem auto;padding:0 1.2rem}
 h1{font-size:1.6rem;margin:0;overflow-wrap:anywhere}h2{font-size:1.1rem;margin:2.2rem 0 .6rem}
 p{margin:.3rem 0;color:var(--dim)}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:.8rem;margin:1.4rem 0}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:.8rem;margin:1.4rem 0}
 .card{background:var(--card);border-radius:10px;padding:.8rem 1rem}
 .card b{display:block;font-size:1.5rem;line-height:1.3}.card span{color:var(--dim);font-size:.85rem}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:.32rem .6rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}
-th:first-child,td:first-child{text-align:left;overflow-wrap:anywhere}
+th:first-child,td:first-child{text-align:left;overflow-wrap:anywhere;min-width:13rem}
 th{font-weight:600;color:var(--dim);font-size:.85rem}
-td.text{text-align:left;color:var(--dim)}
+td.text,th.text{text-align:left;color:var(--dim)}
+.layers td,.layers th{font-size:.85rem;white-space:nowrap}
 .wide{overflow-x:auto}
 svg{display:block;width:100%;height:auto;font:12px system-ui,sans-serif}
 svg text{fill:var(--ink)}svg .dim{fill:var(--dim)}svg .ours{fill:var(--ours)}svg .theirs{fill:var(--theirs)}
 svg .low{fill:var(--warn)}svg .axis{stroke:var(--line)}
 .key i{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin:0 .35em 0 1em;vertical-align:-.05em}
 """
-WIDTH, LABEL, ROW = 960, 230, 26
+WIDTH, LABEL, ROW = 960, 250, 26
 QUIET_DB = 20.0  # below this a layer's bar is drawn in the warning colour
 
 
@@ -88,7 +89,7 @@ def bars(rows: list[tuple[str, float, str, str]]) -> str:
     return f"<svg viewBox='0 0 {WIDTH} {height}' role=img>{''.join(parts)}</svg>"
 
 
-def shorten(label: str, most: int = 34) -> str:
+def shorten(label: str, most: int = 32) -> str:
     """A long name without its middle: both ends tell layers apart."""
     return label if len(label) <= most else f"{label[: most // 2 - 1]}…{label[-most // 2 :]}"
 
@@ -99,9 +100,7 @@ def _size(report: Report) -> str:
     if size.get("reference") and size["reference"] != size["source"]:
         rows.append(("reference", size["reference"], bytes_text(size["reference"]), "theirs"))
     rows.append(("package", size["package"], bytes_text(size["package"]), "ours"))
-    rows += [
-        (f"    of it {part}", size[part], bytes_text(size[part]), "ours") for part in ("weights", "library", "golden")
-    ]
+    rows += [(f"· {part}", size[part], bytes_text(size[part]), "ours") for part in ("weights", "library", "golden")]
     return bars(rows)
 
 
@@ -111,7 +110,7 @@ def _latency(report: Report) -> str:
     for key in ("median", "p90", "p99"):
         rows.append((f"{key}", ours[key], ms_text(ours[key]), "ours"))
         if theirs:
-            rows.append(("    reference", theirs[key], ms_text(theirs[key]), "theirs"))
+            rows.append((f"{key}, reference", theirs[key], ms_text(theirs[key]), "theirs"))
     key = "<p class=key><i style='background:var(--ours)'></i>package"
     key += "<i style='background:var(--theirs)'></i>reference</p>" if theirs else "</p>"
     return key + bars(rows) + _histogram(ours["histogram"], theirs["histogram"] if theirs else None)
@@ -157,19 +156,13 @@ def _layers(report: Report) -> str:
     )
     intro = "<p>Signal-to-noise ratio of each layer against float, in order of execution</p>" if measured else ""
     columns = _columns(report.layers)
-    head = "".join(f"<th>{escape(c.replace('_', ' '))}</th>" for c in columns)
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{' class=text' if isinstance(r.get(c), str) and c != 'name' else ''}>{_cell(c, r.get(c))}</td>"
-            for c in columns
-        )
-        + "</tr>"
-        for r in report.layers
-    )
-    return (
-        f"<h2>Layers</h2>{intro}{chart if measured else ''}<div class=wide><table><tr>{head}</tr>{body}</table></div>"
-    )
+    # Words stand to the left, numbers to the right.
+    side = {c: " class=text" if any(isinstance(r.get(c), str) for r in report.layers) else "" for c in columns}
+    head = "".join(f"<th{side[c]}>{escape(c.replace('_', ' '))}</th>" for c in columns)
+    rows = ["".join(f"<td{side[c]}>{_cell(c, row.get(c))}</td>" for c in columns) for row in report.layers]
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    table = f"<div class=wide><table class=layers><tr>{head}</tr>{body}</table></div>"
+    return f"<h2>Layers</h2>{intro}{chart if measured else ''}{table}"
 
 
 def _columns(rows: list[dict]) -> list[str]:

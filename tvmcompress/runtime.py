@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ALIGNMENT = 64  # bytes; generated code assumes it of every tensor
 POOLED = 2  # the virtual machine's allocator that keeps freed memory for the next call
 CPU, CUDA = 1, 2  # DLPack's device types
+CUDA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def ffi() -> Any:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from tvmcompress.errors import SampleError, did_you_mean
 from tvmcompress.spec import TensorSpec, numpy_dtype
 
+UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 LABELS = "labels"  # a key beside the inputs: one integer for each row of the output
 
 
@@ -174,11 +176,15 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
+def _why(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _open_npz(path: Path) -> Any:
     try:
         archive = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise SampleError(f"{path}: not a file of NumPy arrays: {str(error).splitlines()[0]}") from error
+    except UNREADABLE as error:
+        raise SampleError(f"{path}: not a file of NumPy arrays: {_why(error)}") from error
     if not hasattr(archive, "files"):
         raise SampleError(f"{path}: wanted a .npz file, got a single array; rename it to .npy")
     return archive
@@ -189,28 +195,42 @@ def load_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
     try:
         with _open_npz(Path(path)) as archive:
             return {name: archive[name] for name in archive.files}
-    except (ValueError, EOFError, zipfile.BadZipFile, zipfile.zlib.error, OSError) as error:  # type: ignore[attr-defined]
-        raise SampleError(f"{path}: not a file of NumPy arrays: {str(error).splitlines()[0]}") from error
+    except UNREADABLE as error:
+        raise SampleError(f"{path}: not a file of NumPy arrays: {_why(error)}") from error
+
+
+def save_npz(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write a .npz; unlike with `numpy.savez`, any name will do for an array, and `path` is taken as it is."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
 
 
 def load_array(path: str | os.PathLike) -> np.ndarray:
     """A .npy file. Raises SampleError."""
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise SampleError(f"{path}: not a NumPy array: {str(error).splitlines()[0]}") from error
+    except UNREADABLE as error:
+        raise SampleError(f"{path}: not a NumPy array: {_why(error)}") from error
     if not isinstance(array, np.ndarray):
         raise SampleError(f"{path}: wanted a .npy file with one array, got a .npz")
     return array
 
 
+def _map_npy(path: Path) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except UNREADABLE as error:
+        raise SampleError(f"{path}: not a NumPy array: {_why(error)}") from error
+    if not isinstance(array, np.ndarray):
+        raise SampleError(f"{path}: holds several arrays; rename it to .npz")
+    return array
+
+
 def _read_file(path: Path, specs: Sequence[TensorSpec]) -> Iterator[Any]:
     if path.suffix == ".npy":
-        try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise SampleError(f"{path}: not a NumPy array: {str(error).splitlines()[0]}") from error
-        yield [array]
+        yield [_map_npy(path)]
         return
     with _open_npz(path) as archive:
         names = [name for name in archive.files if name != LABELS]
@@ -226,7 +246,7 @@ def _read_file(path: Path, specs: Sequence[TensorSpec]) -> Iterator[Any]:
 
 def _count_file(path: Path, specs: Sequence[TensorSpec]) -> int:
     if path.suffix == ".npy":
-        shape = _stacked_shape(np.load(path, mmap_mode="r", allow_pickle=False).shape, specs[0])
+        shape = _stacked_shape(_map_npy(path).shape, specs[0])
         return shape[0] if shape else 0
     return _Member(path, specs[0]).count if specs else 0
 
@@ -243,8 +263,8 @@ class _Member:
                 np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             )
             shape, fortran, dtype = header(self._file)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise SampleError(f"{path}: '{spec.name}' is not a NumPy array: {str(error).splitlines()[0]}") from error
+        except UNREADABLE as error:
+            raise SampleError(f"{path}: '{spec.name}' is not a NumPy array: {_why(error)}") from error
         empty = np.broadcast_to(np.zeros((), dtype), shape)  # for the checks only: no memory behind it
         if dtype.name != spec.dtype:
             _stack(empty, spec, str(path))
@@ -260,8 +280,8 @@ class _Member:
         size = int(np.prod(self._shape, dtype=np.int64)) * self._dtype.itemsize
         try:
             data = self._file.read(size)
-        except (OSError, EOFError, zipfile.BadZipFile, zipfile.zlib.error) as error:  # type: ignore[attr-defined]
-            raise SampleError(f"{self.path}: '{self.spec.name}' is damaged: {error}") from error
+        except UNREADABLE as error:
+            raise SampleError(f"{self.path}: '{self.spec.name}' is damaged: {_why(error)}") from error
         if len(data) != size:
             raise SampleError(f"{self.path}: '{self.spec.name}' is cut short")
         return np.frombuffer(data, self._dtype).reshape(self._shape)

@@ -23,11 +23,9 @@ def command(
 
     Several samples stacked in front (or in a folder) are run one by one, and their outputs are stacked likewise.
     """
-    import numpy as np
-
     from tvmcompress.deployment import deploy
     from tvmcompress.ir.files import atomic_write
-    from tvmcompress.samples import Samples
+    from tvmcompress.samples import Samples, save_npz
 
     options.check_output(outputs, package, inputs)
     with options.opened(device) as place:
@@ -39,8 +37,8 @@ def command(
                 results.append(deployment(sample))
                 progress(count, samples.count(), "running")
     arrays = {name: _joined([result[name] for result in results]) for name in results[0]}
-    with atomic_write(outputs) as temporary, open(temporary, "wb") as file:
-        np.savez(file, **arrays)
+    with atomic_write(outputs) as temporary:
+        save_npz(temporary, arrays)
     value = {
         "samples": len(results),
         "outputs": {n: {"shape": a.shape, "dtype": a.dtype.name} for n, a in arrays.items()},

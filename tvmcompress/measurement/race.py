@@ -18,6 +18,7 @@ import numpy as np
 from tvmcompress import energy
 from tvmcompress.errors import TvmcompressError
 from tvmcompress.measurement.worker import times
+from tvmcompress.samples import save_npz
 
 TURN_MS = 60.0  # one runtime's turn lasts about this long
 PAUSE_S = 0.02  # after a turn, until the pool's threads have stopped spinning
@@ -90,7 +91,7 @@ def race(
     """Fill in each racer's figures. With `repeats`, so many runs each; else as many as fit in `budget_s`."""
     with tempfile.TemporaryDirectory(prefix="tvmcompress-") as folder:
         path = Path(folder, "inputs.npz")
-        np.savez(path, **{name: np.asarray(a) for name, a in inputs.items()})
+        save_npz(path, inputs)
         for _ in range(max(cold_starts - 1, 0)):
             for racer in racers:
                 if racer.order:
