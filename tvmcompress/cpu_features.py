@@ -1,7 +1,8 @@
 """Tables: what a processor's features are called by LLVM and by the device itself.
 
 `DEVICE_NAMES[arch][llvm_name]` are the device's names. Only what a code generator may emit by itself is listed: an
-operating system's features (xsave, pan) and those that need a deliberate call (aes, sha) refuse no package.
+operating system's features (xsave, pan), those that need a deliberate call (aes, sha) and atomics of 128 bits (lse2)
+refuse no package.
 """
 
 from __future__ import annotations
@@ -61,7 +62,6 @@ _AARCH64 = {
     "complxnum": "fcma",
     "rcpc": "lrcpc",
     "rcpc-immo": "ilrcpc",
-    "lse2": "uscat",
     "i8mm": "i8mm",
     "bf16": "bf16",
     "sve": "sve",

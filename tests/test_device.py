@@ -1,0 +1,75 @@
+import socket
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tvm
+from arm_board import served
+from small_net import expected, small_net
+from tvm import relax
+
+from tvmcompress import cpu, linking
+from tvmcompress.device import Device
+from tvmcompress.errors import TvmcompressError, UsageError
+from tvmcompress.target import Target
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("library") / "net.so"
+    target = Target.load("native")
+    tvm.compile(small_net()[0], target=target.to_tvm()).export_library(str(path), fcompile=linking.linker(target))
+    return path
+
+
+def run(device: Device, library: Path) -> np.ndarray:
+    machine = relax.VirtualMachine(device.load_module(device.upload(library)), device.tvm_device())
+    machine.set_input("main", tvm.runtime.tensor(small_net()[1], device.tvm_device()))
+    machine.invoke_stateful("main")
+    outputs = machine.get_outputs("main")
+    return outputs[0].numpy()
+
+
+def test_local(library: Path):
+    with Device.open("local") as device:
+        assert device == Device.local()
+        assert device.describe() == {"address": "local", "cpu": cpu.describe()}
+        np.testing.assert_allclose(run(device, library), expected(small_net()[1]), rtol=1e-4, atol=1e-5)
+
+
+def test_over_rpc(library: Path):
+    command = [sys.executable, "-m", "tvmcompress.serving", "--port", "19190"]
+    with served(command) as address, Device.open(address) as device:
+        assert device.describe()["cpu"]["features"] == cpu.describe()["features"]
+        np.testing.assert_allclose(run(device, library), expected(small_net()[1]), rtol=1e-4, atol=1e-5)
+        device.close()
+        with pytest.raises(UsageError, match="closed"):
+            device.describe()
+
+
+@pytest.mark.parametrize("text", ["", "here", "rpc://host", "host:99999", "a@b@c:9090", "http://host:80"])
+def test_wrong_addresses(text: str):
+    with pytest.raises(UsageError, match="wanted local, rpc://host:port"):
+        Device.open(text)
+
+
+def test_nobody_listens():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    with pytest.raises(TvmcompressError, match="cannot connect: Connection refused"):
+        Device.open(f"127.0.0.1:{port}")
+
+
+def test_somebody_listens_but_says_nothing():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(4)
+        with pytest.raises(TvmcompressError, match=r"no answer within 0\.5 s"):
+            Device.open(f"127.0.0.1:{silent.getsockname()[1]}", timeout=0.5)
+
+
+def test_upload_of_nothing(tmp_path: Path):
+    with Device.local() as device, pytest.raises(UsageError, match="no file"):
+        device.upload(tmp_path / "missing.so")

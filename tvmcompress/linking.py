@@ -1,0 +1,62 @@
+"""Linking compiled code into a shared library, for this machine or another, the same bytes every time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+
+from tvmcompress import cpu
+from tvmcompress.errors import MissingDependencyError, TvmcompressError
+from tvmcompress.target import Target
+
+# GNU's name of a triple where it is not LLVM's, and Debian's package of its C compiler.
+_GNU = {"armv7l": "arm-linux-gnueabihf"}
+_PACKAGE = {
+    "x86_64": "gcc-x86-64-linux-gnu",
+    "aarch64": "gcc-aarch64-linux-gnu",
+    "armv7l": "gcc-arm-linux-gnueabihf",
+    "riscv64": "gcc-riscv64-linux-gnu",
+}
+# No build id, no symbols but the exported ones: those that are left out would carry names of temporary files.
+_FLAGS = ("-shared", "-fPIC", "-s", "-Wl,--build-id=none", "-Wl,-z,noexecstack")
+
+Fcompile = Callable[..., None]
+
+
+def compiler(target: Target) -> str:
+    """The C compiler that links for `target`; raises MissingDependencyError with the command that installs it."""
+    if target.linker:
+        wanted = [target.linker]
+    elif target.arch == cpu.architecture():
+        wanted = ["gcc", "cc", "clang", "g++"]
+    else:
+        gnu = _GNU.get(target.arch, target.triple)
+        wanted = [f"{gnu}-gcc", f"{gnu}-g++"]
+    for name in wanted:
+        if shutil.which(name):
+            return name
+    package = "gcc" if target.arch == cpu.architecture() else _PACKAGE[target.arch]
+    raise MissingDependencyError(
+        f"linking for {target.triple} wants {wanted[0]}, which is not installed: apt-get install {package}"
+    )
+
+
+def linker(target: Target) -> Fcompile:
+    """What `export_library(path, fcompile=…)` takes; call it before the work, as it raises MissingDependencyError."""
+    command = compiler(target)
+
+    def link(output: str, objects: str | Sequence[str], options: Sequence[str] = (), **_: object) -> None:
+        """Links `objects` into `output`. They are named relative to their folder, whose own name is by chance."""
+        paths = [objects] if isinstance(objects, str) else list(objects)
+        folder = os.path.dirname(os.path.abspath(paths[0]))
+        names = [os.path.relpath(os.path.abspath(path), folder) for path in paths]
+        arguments = [command, *_FLAGS, "-o", os.path.abspath(output), *names, *(options or ()), "-lm"]
+        done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode:
+            said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-200:])
+            raise TvmcompressError(f"{command} could not link for {target.triple}: {said}")
+
+    link.output_format = "so"  # type: ignore[attr-defined]  # read by export_library
+    return link
