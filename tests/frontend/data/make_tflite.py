@@ -1,6 +1,7 @@
 """Makes the `.tflite` files here, with inputs and the outputs of TensorFlow's own interpreter beside them.
 
-Needs TensorFlow, which the tests do not: `pip install tensorflow-cpu tf_keras`, then `python tests/frontend/data/make_tflite.py`.
+Needs TensorFlow, which the tests do not: `pip install tensorflow-cpu tf_keras`, then
+`python tests/frontend/data/make_tflite.py`.
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from tvmcompress.frontend.tflite.importer import import_file
+from tvmcompress.frontend.tflite.importer import declared, import_file
 
 from tvmcompress.frontend.tflite.reader import read
 from tvmcompress.model import Model, Source
+from tvmcompress.spec import TensorSpec
 
 
 def load_tflite(path: str | os.PathLike, shapes: Mapping[str, Sequence[int]] | None = None) -> Model:
@@ -21,3 +22,9 @@ def load_tflite(path: str | os.PathLike, shapes: Mapping[str, Sequence[int]] | N
     Raises ModelError, OpenShapeError, UnsupportedOperatorsError (domain `tflite`), MissingDependencyError.
     """
     return import_file(read(path), Source.of(path, "tflite"), dict(shapes or {}))
+
+
+def border_tflite(path: str | os.PathLike) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs as the file declares them, whether or not it can be imported."""
+    source = read(path)
+    return declared(source, source.inputs), declared(source, source.outputs)

@@ -137,10 +137,8 @@ class Context:
             self.floats[key] = expr
         return self.floats[key]
 
-    def weight(
-        self, constant: Constant, axes: Sequence[int] | None = None, shape: list[int] | None = None
-    ) -> Expr:
-        """A constant as an expression: permuted by `axes`, then given `shape` (which keeps the quantized axis's length).
+    def weight(self, constant: Constant, axes: Sequence[int] | None = None, shape: list[int] | None = None) -> Expr:
+        """A constant as an expression: permuted by `axes`, then given `shape`, which keeps the quantized axis.
 
         Quantized ones stay as they are stored, under a dequantize; float16 ones under a cast.
         """

@@ -14,7 +14,8 @@ from tvmcompress.frontend.tflite.context import Context, Value
 from tvmcompress.frontend.tflite.reader import Graph, Operator, Tensor
 from tvmcompress.frontend.weights import fold_movement
 from tvmcompress.ir import graph
-from tvmcompress.model import Model, Source, TensorSpec
+from tvmcompress.model import Model, Source
+from tvmcompress.spec import TensorSpec
 
 CONVERTERS = {
     **layers.CONVERTERS,
@@ -81,6 +82,12 @@ def check_operators(source: Graph) -> None:
 
 def own_name(source: Graph, number: int) -> str:
     return source.names.get(number) or source.tensors[number].name or f"tensor_{number}"
+
+
+def declared(source: Graph, numbers: Sequence[int]) -> tuple[TensorSpec, ...]:
+    """Tensors with the shapes and dtypes in the file."""
+    tensors = [(own_name(source, n), source.tensors[n]) for n in numbers]
+    return tuple(TensorSpec(name, tuple(d if d >= 0 else None for d in t.shape), t.dtype) for name, t in tensors)
 
 
 def variable_name(name: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvmcompress.errors import MissingDependencyError
 from tvmcompress.model import Model
+from tvmcompress.spec import TensorSpec
 
 if TYPE_CHECKING:
     import torch
@@ -30,12 +31,24 @@ def load_torch(
 
     Raises ModelError (a damaged or pickled file), OpenShapeError, UnsupportedOperatorsError, MissingDependencyError.
     """
-    try:
-        import torch  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError("PyTorch models need torch: pip install 'tvmcompress[torch]'") from error
+    need_torch()
     from tvmcompress.frontend.torch import program
 
     if isinstance(source, str | os.PathLike):
         return program.load_file(source, shapes)
     return program.load_module(source, example_inputs, shapes)
+
+
+def border_torch(path: str | os.PathLike) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs as a `.pt2` file declares them, whether or not it can be imported."""
+    need_torch()
+    from tvmcompress.frontend.torch import archive, program
+
+    return program.border(archive.read(path))
+
+
+def need_torch() -> None:
+    try:
+        import torch  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError("PyTorch models need torch: pip install 'tvmcompress[torch]'") from error

@@ -18,8 +18,10 @@ from tvmcompress.errors import ModelError, OpenShapeError, did_you_mean
 from tvmcompress.frontend.torch import archive
 from tvmcompress.frontend.torch.importer import KEPT, import_program
 from tvmcompress.ir import graph
-from tvmcompress.model import Model, Source, TensorSpec
+from tvmcompress.model import Model, Source
+from tvmcompress.spec import TensorSpec
 
+USERS = (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT)
 Shapes = Mapping[str, Sequence[int]] | None
 
 
@@ -91,15 +93,33 @@ def to_model(exported: ExportedProgram, source: Source, shapes: Shapes) -> Model
         exported = exported.run_decompositions(table)
     inputs = tuple(TensorSpec(s.arg.name, *described(exported, s.arg.name)) for s in tensor_inputs(exported))
     specs = exported.graph_signature.output_specs
-    wanted = [s.kind in (OutputKind.USER_OUTPUT, OutputKind.LOSS_OUTPUT) for s in specs]
-    kept = [w and isinstance(s.arg, TensorArgument) for w, s in zip(wanted, specs)]
-    names = output_names(exported, sum(wanted))
-    names = [n for n, s in zip(names, (s for w, s in zip(wanted, specs) if w)) if isinstance(s.arg, TensorArgument)]
+    kept = [s.kind in USERS and isinstance(s.arg, TensorArgument) for s in specs]
+    names = [name for name, _ in tensor_outputs(exported)]
     if not names:
         raise ModelError(f"{source.name}: returns no tensor")
     module = import_program(exported, [s.arg.name for s in tensor_inputs(exported)], kept)
     outputs = tuple(TensorSpec(n, graph.shape(r), graph.dtype(r)) for n, r in zip(names, graph.results(module)))
     return Model(module, inputs, outputs, source)
+
+
+def tensor_outputs(exported: ExportedProgram) -> list[tuple[str, str]]:
+    """The user's name and the graph's name of each tensor that is returned."""
+    specs = [s for s in exported.graph_signature.output_specs if s.kind in USERS]
+    names = output_names(exported, len(specs))
+    return [(name, s.arg.name) for name, s in zip(names, specs) if isinstance(s.arg, TensorArgument)]
+
+
+def border(exported: ExportedProgram) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs with None for open dimensions."""
+    values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
+
+    def spec(name: str, node: str) -> TensorSpec:
+        value = values[node]
+        dims = tuple(d if isinstance(d, int) else None for d in value.shape)
+        return TensorSpec(name, dims, str(value.dtype).removeprefix("torch."))
+
+    inputs = tuple(spec(s.arg.name, s.arg.name) for s in tensor_inputs(exported))
+    return inputs, tuple(spec(name, node) for name, node in tensor_outputs(exported))
 
 
 def operator(name: str) -> Any:
