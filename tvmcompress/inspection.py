@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,13 +21,14 @@ from tvmcompress.target import Target
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or matrix product. `sparsity` is the share of zeros in its weight; None where that is computed."""
+    """A convolution or matrix product, the elements of its weight, and the share of zeros in it; None when computed."""
 
     name: str
     op: str
     macs: int
     integer: bool
     constant_weight: bool
+    weights: int = 0
     sparsity: float | None = None
 
 
@@ -72,11 +73,11 @@ class Inspection:
 
     @property
     def sparsity(self) -> float | None:
-        """Share of zeros in weights: the mean over the layers."""
-        known = [layer.sparsity for layer in self.layers if layer.sparsity is not None]
-        return float(np.mean(known)) if known else None
+        """Share of zeros in the weights of all layers."""
+        total = sum(layer.weights for layer in self.layers)
+        return sum(layer.weights * (layer.sparsity or 0) for layer in self.layers) / total if total else None
 
-    def share(self, wanted) -> float | None:
+    def share(self, wanted: Callable[[Layer], bool]) -> float | None:
         total = self.macs
         return sum(layer.macs for layer in self.layers if wanted(layer)) / total if total else None
 
@@ -183,7 +184,7 @@ def inspect_model(model: Model, target: str, integer: bool) -> Inspection:
         if name:
             counts[name] = counts.get(name, 0) + 1
     zeros = sparsities(model.module)
-    layers = tuple(layer_of(found, zeros.get(found.name)) for found in macs(model.module))
+    layers = tuple(layer_of(found, *zeros.get(found.name, (0, None))) for found in macs(model.module))
     return Inspection(
         model.source.name,
         model.source.format,
@@ -200,8 +201,8 @@ def inspect_model(model: Model, target: str, integer: bool) -> Inspection:
     )
 
 
-def layer_of(found: LayerMacs, zeros: float | None) -> Layer:
-    return Layer(found.name, found.op, found.macs, found.integer, found.constant_weight, zeros)
+def layer_of(found: LayerMacs, size: int, zeros: float | None) -> Layer:
+    return Layer(found.name, found.op, found.macs, found.integer, found.constant_weight, size, zeros)
 
 
 def weights(mod: tvm.IRModule) -> tuple[int, int]:
@@ -221,15 +222,15 @@ def weights(mod: tvm.IRModule) -> tuple[int, int]:
     return sum(seen.values()), sum(graph.value(c).nbytes for c in seen)
 
 
-def sparsities(mod: tvm.IRModule) -> dict[str, float]:
-    """From a layer's name to the share of zeros in its weight, as stored: a quantized zero is the zero point."""
+def sparsities(mod: tvm.IRModule) -> dict[str, tuple[int, float]]:
+    """From a layer's name to its weight's size and share of zeros, as stored: a quantized zero is the zero point."""
     known = graph.definitions(mod)
     found = {}
     for binding in graph.bindings(mod):
         if graph.op_name(binding.value) in LAYERS:
             share = zeros_in(binding.value.args[1], known)
             if share is not None:
-                found[binding.var.name] = share
+                found[binding.var.name] = int(np.prod(graph.shape(binding.value.args[1]), dtype=np.int64)), share
     return found
 
 
@@ -237,8 +238,8 @@ def zeros_in(expr: relax.Expr, known: Mapping[relax.Var, relax.Expr]) -> float |
     if graph.is_const(expr):
         array = graph.value(expr)
         return float(np.count_nonzero(array == 0) / array.size) if array.size else None
-    call = known.get(expr)
-    name = graph.op_name(call) if call is not None else ""
+    call = known.get(expr, expr)
+    name = graph.op_name(call)
     if name in ("relax.permute_dims", "relax.reshape", "relax.astype"):
         return zeros_in(call.args[0], known)
     if name != "relax.dequantize" or not graph.is_const(call.args[2]):
@@ -248,7 +249,8 @@ def zeros_in(expr: relax.Expr, known: Mapping[relax.Var, relax.Expr]) -> float |
         return None
     zero = graph.value(call.args[2]).astype(np.int64)
     if zero.size > 1:
-        zero = zero.reshape([-1 if i == int(call.attrs.axis) % q.ndim else 1 for i in range(q.ndim)])
+        axis = int(call.attrs.axis) % q.ndim
+        zero = zero.reshape((1,) * axis + (-1,) + (1,) * (q.ndim - 1 - axis))
     return float(np.count_nonzero(q == zero) / q.size)
 
 
@@ -256,8 +258,8 @@ def stored(expr: relax.Expr, known: Mapping[relax.Var, relax.Expr]) -> np.ndarra
     """The quantized values behind an operand of dequantize, unpacked; None when they are computed."""
     if graph.is_const(expr):
         return graph.value(expr)
-    call = known.get(expr)
-    if call is None or graph.op_name(call) != ops.UNPACK_INT4 or not graph.is_const(call.args[0]):
+    call = known.get(expr, expr)
+    if graph.op_name(call) != ops.UNPACK_INT4 or not graph.is_const(call.args[0]):
         return None
     packed = graph.value(call.args[0])
     low, high = (packed << 4).view(np.int8) >> 4, packed.view(np.int8) >> 4

@@ -7,7 +7,7 @@ nothing but data movement between.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import tvm
@@ -18,19 +18,21 @@ from tvmcompress.ir import graph
 CONVOLUTIONS = ("relax.nn.conv1d", "relax.nn.conv2d", "relax.nn.conv3d")
 TRANSPOSED = ("relax.nn.conv1d_transpose", "relax.nn.conv2d_transpose", "relax.nn.conv3d_transpose")
 LAYERS = (*CONVOLUTIONS, *TRANSPOSED, "relax.matmul")
-MOVEMENT = tuple(
-    f"relax.{name}"
-    for name in (
-        "permute_dims",
-        "reshape",
-        "squeeze",
-        "expand_dims",
-        "flatten",
-        "strided_slice",
-        "broadcast_to",
-        "take",
-    )
-) + ("relax.nn.max_pool2d", "relax.nn.pad", "relax.tile", "relax.flip")
+MOVEMENT = (
+    "relax.permute_dims",
+    "relax.reshape",
+    "relax.squeeze",
+    "relax.expand_dims",
+    "relax.flatten",
+    "relax.strided_slice",
+    "relax.broadcast_to",
+    "relax.take",
+    "relax.tile",
+    "relax.flip",
+    "relax.split",
+    "relax.nn.max_pool2d",
+    "relax.nn.pad",
+)
 BYTES = ("int8", "uint8")
 
 
@@ -47,12 +49,12 @@ class LayerMacs:
 
 def macs(mod: tvm.IRModule) -> list[LayerMacs]:
     """Every convolution and matrix product of `main`, in order. A layer with an open shape counts 0."""
-    known = graph.definitions(mod)
+    known, fixed = graph.definitions(mod), constants(mod)
     found = []
     for binding in graph.bindings(mod):
         call = binding.value
         if graph.op_name(call) in LAYERS:
-            data, weight = (operand(a, known) for a in call.args[:2])
+            data, weight = (operand(a, known, fixed) for a in call.args[:2])
             # Group-wise scales lie along the sum: such a weight is unpacked to floats.
             integer = data.quantized and weight.quantized and not (weight.reshaped and weight.per_channel)
             op = graph.op_name(call).rpartition(".")[2]
@@ -86,29 +88,29 @@ class Operand:
     per_channel: bool = False
 
 
-def operand(expr: relax.Expr, known: Mapping[relax.Var, relax.Expr]) -> Operand:
+def operand(expr: relax.Expr, known: Mapping[relax.Var, relax.Expr], fixed: Set[relax.Var]) -> Operand:
     """Where an operand of a layer comes from, seen through data movement."""
     reshaped = False
     while True:
         if graph.is_const(expr):
             return Operand(True, False, reshaped)
-        call = known.get(expr) if isinstance(expr, relax.Var) else expr
+        call = known.get(expr, expr)
         if isinstance(call, relax.TupleGetItem):
-            call = known.get(call.tuple_value)
-        name = graph.op_name(call) if call is not None else ""
+            call = known.get(call.tuple_value, call)
+        name = graph.op_name(call)
         if name == "relax.dequantize":
             q, scale = call.args[:2]
-            constant = is_constant(q, known)
+            constant = graph.is_const(q) or q in fixed
             per_channel = math.prod(graph.shape(scale)) > 1
             return Operand(constant, graph.dtype(q) in BYTES, reshaped, per_channel)
         if name == "relax.concat":
-            fields = [operand(f, known) for f in parts(call.args[0], known)]
+            fields = [operand(f, known, fixed) for f in parts(call.args[0], known)]
             return Operand(all(f.constant for f in fields), all(f.quantized for f in fields), reshaped)
-        if name in MOVEMENT or name == "relax.split":
+        if name in MOVEMENT:
             reshaped |= name == "relax.reshape"
             expr = call.args[0]
             continue
-        return Operand(call is not None and is_constant(expr, known), False, reshaped)
+        return Operand(expr in fixed, False, reshaped)
 
 
 def parts(fields: relax.Expr, known: Mapping[relax.Var, relax.Expr]) -> list[relax.Expr]:
@@ -116,16 +118,10 @@ def parts(fields: relax.Expr, known: Mapping[relax.Var, relax.Expr]) -> list[rel
     return list(fields.fields) if isinstance(fields, relax.Tuple) else [fields]
 
 
-def is_constant(expr: relax.Expr, known: Mapping[relax.Var, relax.Expr]) -> bool:
-    """Whether a value is computed from constants only."""
-    if graph.is_const(expr):
-        return True
-    if isinstance(expr, relax.Var):
-        return expr in known and is_constant(known[expr], known)
-    if isinstance(expr, relax.TupleGetItem):
-        return is_constant(expr.tuple_value, known)
-    if isinstance(expr, relax.Tuple):
-        return all(is_constant(f, known) for f in expr.fields)
-    if isinstance(expr, relax.Call):
-        return all(is_constant(a, known) for a in expr.args)
-    return True  # shapes, numbers
+def constants(mod: tvm.IRModule) -> set[relax.Var]:
+    """The variables that are computed from constants only."""
+    found: set[relax.Var] = set()
+    for binding in graph.bindings(mod):
+        if all(var in found for var in relax.analysis.free_vars(binding.value)):
+            found.add(binding.var)
+    return found
