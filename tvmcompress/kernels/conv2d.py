@@ -102,18 +102,17 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan, fill: int = 
     owp = round_up(ow, tile.pixels)
     rows, cols = (oh - 1) * sh + (kh - 1) * dh + 1, (owp - 1) * sw + (kw - 1) * dw + 1
 
-    shift = signedness_shift(str(x.dtype), p.data)
     source = x
     if any(conv.padding) or cols > conv.w or gp != group_in or str(x.dtype) != p.data:
         inside_always = not any(conv.padding) and cols <= conv.w and gp == group_in
 
         def padded(n, h, w, g, c):
             value = x[n, h - top, w - left, g * group_in + c]
-            value = (value.astype("int16") + tirx.const(shift, "int16")).astype(p.data) if integer else value
+            value = value.astype(p.data)
             if inside_always:
                 return value
             inside = tirx.all(h >= top, h < conv.h + top, w >= left, w < conv.w + left, c < group_in)
-            return tirx.if_then_else(inside, value, tirx.const(fill + shift if integer else 0, p.data))
+            return tirx.if_then_else(inside, value, tirx.const(fill, p.data))
 
         source = te.compute((conv.n, rows, cols, conv.groups, gp), padded, name="pad")
         read = lambda n, h, w, g, c: source[n, h, w, g, c]  # noqa: E731
@@ -143,8 +142,3 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan, fill: int = 
         attrs=attributes(tile, 2, p.dot),
     )
     return crop(y, (conv.n, oh, ow, conv.oc), tile.block, group_out if conv.groups > 1 else 0, blocks)
-
-
-def signedness_shift(data: str, wanted: str) -> int:
-    """What to add to a value of dtype `data` so that the kernel can read it as `wanted`; 0 for int16."""
-    return {("int8", "uint8"): 128, ("uint8", "int8"): -128}.get((data, wanted), 0)

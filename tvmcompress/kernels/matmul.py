@@ -11,7 +11,7 @@ import numpy as np
 from tvm import te, tirx
 
 from tvmcompress.isa import Isa
-from tvmcompress.kernels.conv2d import Plan, signedness_shift
+from tvmcompress.kernels.conv2d import Plan
 from tvmcompress.kernels.tile import attributes, choose_tile, crop, product, round_up
 
 
@@ -47,14 +47,12 @@ def compute(x: te.Tensor, weight: te.Tensor, n: int, p: Plan) -> te.Tensor:
     tile, kp = p.tile, round_up(k, p.depth)
     mp = round_up(m, tile.pixels)
     blocks = -(-n // tile.block)
-    shift = signedness_shift(str(x.dtype), p.data)
     source = x
     if mp != m or kp != k or str(x.dtype) != p.data:
 
         def padded(*i):
             *b, r, c = i
-            value = x[(*b, r, c)]
-            value = (value.astype("int16") + tirx.const(shift, "int16")).astype(p.data) if integer else value
+            value = x[(*b, r, c)].astype(p.data)
             if mp == m and kp == k:
                 return value
             return tirx.if_then_else(tirx.all(r < m, c < k), value, tirx.const(0, p.data))

@@ -99,7 +99,7 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
     # Channels outermost among what is parallel: a thread keeps one block of weights while it walks the rows.
     order = [*heads[:1], b, *heads[1:], p_outer]
     sch.reorder(*order, *steps, p_inner, v_outer, v_inner, *inner)
-    sch.reverse_compute_at(last, p_outer)
+    sch.reverse_compute_at(last, p_outer, preserve_unit_loops=True)
 
     if work >= generic.PARALLEL_WORK:
         # Rows of tiles are one task as long as that leaves enough tasks; else single tiles are.

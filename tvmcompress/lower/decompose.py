@@ -62,7 +62,8 @@ def conv1d_transpose(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
     wide = relax.op.nn.conv2d_transpose(
         x, weight, [1, stride], [0, left, 0, right], [0, extra], [1, dilation], a.groups, "NCHW", "IOHW"
     )
-    y = transposed(rw, var, rw.builder.normalize(wide))
+    n, oc, ow = graph.shape(var)
+    y = phases(rw, var, wide, (n, oc, 1, ow))
     return relax.op.reshape(rw.emit(y, var.name), graph.shape(var)) if y is not None else None
 
 
@@ -102,8 +103,12 @@ def _phase_taps(k: int, s: int, pad: int) -> tuple[list[list[int | None]], int]:
     return taps, -low
 
 
-def transposed(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
-    """conv2d_transpose by phases; None where it is not worth it or weights are not constant."""
+def conv2d_transpose(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
+    return phases(rw, var, expr, graph.shape(var))
+
+
+def phases(rw: Rewriter, var: graph.Var, expr: Expr, out: tuple[int, ...]) -> Expr | None:
+    """conv2d_transpose with result shape `out` as one convolution; None where its weights are not constant."""
     a = expr.attrs
     if a.data_layout != "NCHW" or a.kernel_layout != "IOHW" or ints(a.dilation) != [1, 1]:
         return None
@@ -120,7 +125,7 @@ def transposed(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
     if not graph.is_const(weight):
         return None
     n, _, h, w = graph.shape(expr.args[0])
-    _, oc, oh, ow = graph.shape(expr) if expr.ty else graph.shape(var)
+    _, oc, oh, ow = out
     packed, (before_h, before_w) = phase_weights(graph.value(weight), strides, padding, groups)
     sh, sw = strides
     rh, rw_ = packed.shape[2:]
@@ -178,7 +183,7 @@ def adaptive_avg_pool2d(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None
 HANDLERS: dict[str, Callable] = {
     "relax.nn.conv1d": conv1d,
     "relax.nn.conv1d_transpose": conv1d_transpose,
-    "relax.nn.conv2d_transpose": transposed,
+    "relax.nn.conv2d_transpose": conv2d_transpose,
     "relax.nn.batch_norm": batch_norm,
     "relax.nn.adaptive_avg_pool2d": adaptive_avg_pool2d,
 }

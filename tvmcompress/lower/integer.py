@@ -141,7 +141,7 @@ class Integer:
             return None
         s, z = np.float32(s.reshape(())), int(z.reshape(()))
         wanted = self.prefer or dtype
-        offset = {("int8", "uint8"): 128, ("uint8", "int8"): -128}.get((dtype, wanted), 0)
+        offset = 0 if dtype == wanted else 128 if wanted == "uint8" else -128
         q = self.requantized(rw, x, s, z + offset, wanted, var.name)
         if not offset:
             return q
@@ -234,7 +234,19 @@ class Integer:
         if data is None or not data.per_tensor or graph.dtype(data.q) not in BYTES:
             return None
         weights = self.weights(rw, expr.args[1], axis)
-        return (data, *weights) if weights else None
+        return (self.preferred(rw, data), *weights) if weights else None
+
+    def preferred(self, rw: Rewriter, data: Quantized) -> Quantized:
+        """The same values in the dtype that the target's dot product reads."""
+        kind = graph.dtype(data.q)
+        if not self.prefer or kind == self.prefer:
+            return data
+        offset = 128 if self.prefer == "uint8" else -128
+        q = rw.emit(quantized.shift(rw.builder, data.q, offset, self.prefer))
+        if isinstance(data.zero, np.ndarray):
+            return Quantized(q, data.scale, np.asarray(data.zero + offset), None)
+        zero = rw.emit(relax.op.add(rw.emit(relax.op.astype(data.zero, "int32")), graph.const(offset, "int32")))
+        return Quantized(q, data.scale, zero, None)
 
     def finish(self, rw, var, acc: Expr, data: Quantized, sums: np.ndarray, scales: np.ndarray) -> Expr:
         """dequantize(acc - zero * sums), the zero point's part being one constant a channel.
@@ -266,7 +278,7 @@ class Integer:
             if not data.constant:
                 return None
             top, left, bottom, right = padding
-            x = rw.emit(relax.op.nn.pad(x, [0, 0, top, bottom, left, right, 0, 0], int(data.zero)))
+            x = rw.emit(relax.op.nn.pad(x, [0, 0, top, bottom, left, right, 0, 0], "constant", float(data.zero)))
         acc = relax.op.nn.conv2d(
             x, graph.const(w), list(a.strides), 0, list(a.dilation), a.groups, "NHWC", "OIHW", "NHWC", "int32"
         )
@@ -434,7 +446,7 @@ class Integer:
             if not a.count_include_pad:
                 return None
             top, left, bottom, right = padding
-            x = rw.emit(relax.op.nn.pad(x, [0, 0, top, bottom, left, right, 0, 0], int(found.zero)))
+            x = rw.emit(relax.op.nn.pad(x, [0, 0, top, bottom, left, right, 0, 0], "constant", float(found.zero)))
         kernel, strides = [int(k) for k in a.pool_size], [int(s) for s in a.strides]
         acc = quantized.sum_pool(rw.builder, x, kernel, strides, graph.shape(var))
         return self.averaged(rw, var, found, acc, kernel[0] * kernel[1])
