@@ -13,7 +13,6 @@ from typing import Any
 from tvmcompress.errors import RecipeError, did_you_mean
 from tvmcompress.passes import PASSES, Pass
 
-
 SHIPPED = Path(__file__).parent / "recipes"
 Names = list[str]  # inside Recipe `list` is a method
 

@@ -53,7 +53,7 @@ class QuantizeStatic(Pass):
         chosen, reasons = select(mod, self.key, self.skip, self.skip_kinds, self.why_not)
         plan = Placement(mod, {layer.name for layer in chosen}).plan()
         limits, means, remarks = self.calibrate(mod, plan, samples)
-        insertion = Insertion(mod, plan, limits, means, self.search_weights)
+        insertion = Insertion(mod, plan, plan.align(limits), means, self.search_weights)
         after = graph.rewrite(mod, insertion.visit)
         snr = None
         if self.measure and chosen:

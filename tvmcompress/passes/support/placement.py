@@ -32,6 +32,8 @@ from tvmcompress.passes.support.operators import (
     POOLS,
 )
 
+NEARLY = 1.5  # a range so many times as wide costs less than rounding twice
+
 
 @dataclass
 class Unit:
@@ -61,6 +63,25 @@ class Plan:
     readers: dict[relax.Var, set[relax.Var]]
     layers: dict[relax.Var, Layer]
     inside: dict[relax.Var, list[relax.Var]]
+    concats: list[tuple[relax.Var, list[relax.Var]]]  # result and operands of those that run in integers
+
+    def align(self, limits: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        """Let operands of a concatenation share its parameters where their own range is nearly as wide.
+
+        The concatenation then copies. In a chain of them, as in DenseNet, a tensor would else be rounded to other steps
+        each time. Changes `points`; returns the ranges that hold afterwards.
+        """
+        limits = dict(limits)
+        for end, operands in reversed(self.concats):
+            for operand in operands:
+                mine, whole = self.points.get(operand), self.points[end]
+                if mine is None or mine == whole:
+                    continue
+                union = united(limits[mine.name], limits[whole.name])
+                if width(union) <= NEARLY * width(limits[mine.name]):
+                    limits[whole.name] = union
+                    self.points = {v: whole if s == mine else s for v, s in self.points.items()}
+        return limits
 
     @property
     def own(self) -> list[relax.Var]:
@@ -228,7 +249,8 @@ class Placement:
                     readers.setdefault(operand, set()).add(var)
         chosen = {u.layer.var: u.layer for u in units if u.layer}
         inside = {u.layer.var: u.inside for u in units if u.layer}
-        return Plan(points, whole, readers, chosen, inside)
+        concats = [(u.end, u.operands) for u in units if u.integer and u.kind == "concat"]
+        return Plan(points, whole, readers, chosen, inside, concats)
 
     def integer_origins(self, units: list[Unit]) -> set[relax.Var]:
         """Tensors that an integer unit could produce."""
@@ -307,6 +329,14 @@ def final(points: dict[relax.Var, relax.Var], var: relax.Var) -> relax.Var:
     while points[var] != var:
         var = points[var]
     return var
+
+
+def united(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    return min(a[0], b[0], 0.0), max(a[1], b[1], 0.0)
+
+
+def width(limits: tuple[float, float]) -> float:
+    return max(limits[1], 0.0) - min(limits[0], 0.0)
 
 
 def pads_with_zero(expr: relax.Call) -> bool:

@@ -10,6 +10,7 @@ from tvmcompress.passes.support.histogram import Histogram
 
 METHODS = ("min_max", "percentile", "mse", "entropy")
 LEVELS = 256
+PER_LEVEL = 4  # bins to a level when divergences are compared
 
 
 @dataclass(frozen=True)
@@ -67,30 +68,32 @@ def least_divergence(histogram: Histogram, low: float, high: float) -> tuple[flo
 
     After Migacz, "8-bit inference with TensorRT", GTC 2017, with both ends shrunk by one factor.
     """
-    centers, counts = histogram.centers, histogram.counts.astype(np.float64)
-    best, least = (low, high), np.inf
-    for factor in np.linspace(1, 0.3, 70):
-        candidate = (low * factor, high * factor)
-        divergence = divergence_of(centers, counts, *candidate)
-        if divergence < least:
-            best, least = candidate, divergence
-    return best
+    edges = (histogram.start + np.arange(len(histogram.counts) + 1)) * histogram.width
+    counts = histogram.counts.astype(np.float64)
+    zero = -histogram.start  # relu makes many exact zeros, which any range holds exactly: they must not sway the choice
+    if 0 <= zero < len(counts) - 1:
+        counts[zero] = min(counts[zero], counts[zero + 1])
+    below = np.concatenate([[0.0], np.cumsum(counts)])
+
+    def divergence(factor: float) -> float:
+        return divergence_of(edges, below, low * factor, high * factor)
+
+    factor = min(np.linspace(1, 0.3, 71), key=divergence)
+    return low * factor, high * factor
 
 
-def divergence_of(centers: np.ndarray, counts: np.ndarray, low: float, high: float) -> float:
-    inside = (centers >= low) & (centers <= high)
-    if inside.sum() < 2:
-        return np.inf
-    within = counts[inside]
-    reference = within.copy()
-    reference[0] += counts[centers < low].sum()
-    reference[-1] += counts[centers > high].sum()
-    p = params(low, high)
-    level = np.clip(np.rint(centers[inside] / p.scale) + p.zero, 0, LEVELS - 1).astype(np.int64)
-    total = np.bincount(level, weights=within, minlength=LEVELS)
-    bins = np.bincount(level, weights=within > 0, minlength=LEVELS)
-    spread = np.where(within > 0, (total / np.maximum(bins, 1))[level], 0.0)
-    reference, spread = reference / reference.sum(), spread / max(spread.sum(), 1e-30)
-    # Where clipping put counts into an empty bin the divergence would be infinite; a small floor keeps it large.
-    mask = reference > 0
-    return float(np.sum(reference[mask] * np.log(reference[mask] / np.maximum(spread[mask], 1e-9))))
+def divergence_of(edges: np.ndarray, below: np.ndarray, low: float, high: float) -> float:
+    """Between the values clipped to low … high and the same spread evenly over each level.
+
+    `below` counts the values under each of `edges`. Every range is cut into equally many bins: with fewer of them a
+    divergence is smaller whatever the range.
+    """
+    inside = np.diff(np.interp(np.linspace(low, high, LEVELS * PER_LEVEL + 1), edges, below)).reshape(LEVELS, PER_LEVEL)
+    spread = np.repeat(inside.mean(axis=1, keepdims=True), PER_LEVEL, axis=1)
+    clipped = inside.copy()
+    clipped[0, 0] += np.interp(low, edges, below)
+    clipped[-1, -1] += below[-1] - np.interp(high, edges, below)
+    clipped, spread = clipped / clipped.sum(), spread / max(spread.sum(), 1e-30)
+    # Where clipping put values into an empty bin the divergence would be infinite; a small floor keeps it large.
+    mask = clipped > 0
+    return float(np.sum(clipped[mask] * np.log(clipped[mask] / np.maximum(spread[mask], 1e-12))))
