@@ -1,4 +1,4 @@
-"""The emulated ARM board for tests: `from arm_board import arm_board` gives a fixture that runs code there or skips."""
+"""The emulated ARM board for tests: the fixture `arm_board` runs code there, or skips."""
 
 from __future__ import annotations
 

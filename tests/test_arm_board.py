@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from arm_board import ArmBoard, arm_board  # noqa: F401  a fixture
-from small_net import expected, small_net
-from test_device import run
 
+from tests.arm_board import ArmBoard, arm_board  # noqa: F401  a fixture
+from tests.small_net import expected, small_net
+from tests.test_device import run
 from tvmcompress import linking
 from tvmcompress.device import Device
 from tvmcompress.errors import MissingDependencyError

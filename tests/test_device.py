@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from arm_board import served
-from small_net import expected, small_net
 from tvm import relax
 
+from tests.arm_board import served
+from tests.small_net import expected, small_net
 from tvmcompress import cpu, linking
 from tvmcompress.device import Device
 from tvmcompress.errors import TvmcompressError, UsageError

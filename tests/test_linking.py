@@ -3,9 +3,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from small_net import expected, small_net
 from tvm import relax
 
+from tests.small_net import expected, small_net
 from tvmcompress import linking
 from tvmcompress.errors import MissingDependencyError, TvmcompressError
 from tvmcompress.target import Target

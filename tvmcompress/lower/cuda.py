@@ -1,7 +1,8 @@
 """The road to a GPU: TVM's own schedules for every operator, in floats.
 
-Quantized tensors stay quantized in memory and are dequantized inside the kernels that read them; integer kernels are
-not written for GPUs yet, and the report says so.
+Quantized weights are stored as they are and dequantized once, when the package is loaded; activations are quantized and
+dequantized where the program says so, for the same numbers as elsewhere. Integer kernels are not written for GPUs yet,
+so no layer counts as integer in the report.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ from tvmcompress import cuda_code
 from tvmcompress.errors import TvmcompressError
 from tvmcompress.ir import ops
 from tvmcompress.lower import cuda_compiler
+from tvmcompress.lower.pipeline import Lowered
+from tvmcompress.lower.weights import split
 from tvmcompress.target import Target
+
+
+def lower_cuda(mod: tvm.IRModule, target: Target) -> Lowered:
+    """Compile a program for a GPU with its weights outside, as `pipeline.lower` does for a CPU."""
+    parts = split(ops.expand(mod))
+    executable = _build(parts.module, target)
+    return Lowered(executable, parts.stored, parts.inputs, parts.prepares, fallbacks={}, layers=[])
 
 
 def build_cuda(mod: tvm.IRModule, target: Target) -> relax.VMExecutable:
@@ -27,11 +37,14 @@ def build_cuda(mod: tvm.IRModule, target: Target) -> relax.VMExecutable:
 
     Needs no GPU. Raises MissingDependencyError where there is no compiler of CUDA, before any work.
     """
+    return _build(ops.expand(mod), target)
+
+
+def _build(mod: tvm.IRModule, target: Target) -> relax.VMExecutable:
     compile_source = cuda_compiler.find(target.cuda_arch)
     with _compiled_when_stored(compile_source) as failures:
         try:
-            mod = scheduled(ops.expand(mod), target)
-            return tvm.compile(mod, target=target.to_tvm(), relax_pipeline=_machine_steps(target))
+            return tvm.compile(scheduled(mod, target), target=target.to_tvm(), relax_pipeline=_machine_steps(target))
         except Exception:
             if failures:  # TVM made a RuntimeError of it, with a page of its own frames
                 raise failures[0] from None
