@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-
 import onnx
 
 # Folding these would undo compression (DequantizeLinear), freeze chance, or lose what only the runtime knows.

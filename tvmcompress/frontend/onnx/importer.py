@@ -6,13 +6,13 @@ A node is brought in by the first of these that can: evaluation at load (all inp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import onnx
 from tvm import relax
 
-import onnx
 from tvmcompress.errors import ModelError, TvmcompressError
 from tvmcompress.frontend.onnx import functions, stock
 from tvmcompress.frontend.onnx.fold import fold
@@ -91,9 +91,14 @@ class Importer:
 
     # Walking
 
-    def run(self, nodes: Sequence[onnx.NodeProto], scope: Scope) -> None:
+    def run(self, nodes: Sequence[onnx.NodeProto], scope: Scope, keep: Iterable[str] = ()) -> None:
+        """Import nodes in order. Known values are let go after their last use, except `keep`: weights are large."""
+        last = last_uses(nodes, keep)
         for index, proto in enumerate(nodes):
             self.node(proto, scope, layer_name(proto, index, self._stack))
+            for name in last.get(index, ()):
+                if isinstance(scope.values.get(name), Known):
+                    del scope.values[name]
 
     def node(self, proto: onnx.NodeProto, scope: Scope, name: str) -> None:
         """Import one node and bind its outputs in `scope`."""
@@ -173,7 +178,7 @@ class Importer:
                 scope.shapes[inner] = stated
         self._stack.append(node.name)
         try:
-            self.run(functions.bound_nodes(function, node.proto, node.opset), scope)
+            self.run(functions.bound_nodes(function, node.proto, node.opset), scope, function.output)
         finally:
             self._stack.pop()
         # An output that this call does not use may have no definition in the body made for it.
@@ -189,7 +194,7 @@ class Importer:
             scope.bind(formal.name, actual, frozenset().union(*(node.scope.sources(i) for i in node.proto.input if i)))
         self._stack.append(f"{node.name}_{tag}" if tag else node.name)
         try:
-            self.run(body.node, scope)
+            self.run(body.node, scope, [o.name for o in body.output])
         finally:
             self._stack.pop()
         return [scope[o.name] for o in body.output]
@@ -216,6 +221,29 @@ def layer_name(proto: onnx.NodeProto, index: int, stack: Sequence[str]) -> str:
     """The node's own name, or the operator's with the node's position; inside a function, after the caller's."""
     own = proto.name or f"{proto.op_type}_{index}"
     return f"{stack[-1]}/{own}" if stack else own
+
+
+def last_uses(nodes: Sequence[onnx.NodeProto], keep: Iterable[str]) -> dict[int, list[str]]:
+    """From the number of a node to the values that no later node reads."""
+    last: dict[str, int] = {}
+    for index, node in enumerate(nodes):
+        for name in reads(node):
+            last[name] = index
+    kept, by_node = set(keep), {}
+    for name, index in last.items():
+        if name and name not in kept:
+            by_node.setdefault(index, []).append(name)
+    return by_node
+
+
+def reads(node: onnx.NodeProto) -> Iterator[str]:
+    """The names that a node reads, those inside its branches and bodies included."""
+    yield from node.input
+    for attribute in node.attribute:
+        for body in (attribute.g, *attribute.graphs):
+            yield from (o.name for o in body.output)
+            for inner in body.node:
+                yield from reads(inner)
 
 
 def type_proto(node: Node, index: int) -> onnx.TypeProto:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from tvm import relax
 
-import onnx
 from tvmcompress.errors import ModelError, OpenShapeError, did_you_mean
+from tvmcompress.frontend.onnx.files import open_model
 from tvmcompress.frontend.onnx.importer import Importer, Scope
 from tvmcompress.frontend.onnx.support import check_operators
 from tvmcompress.frontend.onnx.tensors import Tensors, dtype_name
@@ -18,6 +21,16 @@ from tvmcompress.ir import graph
 from tvmcompress.model import Model, Source, TensorSpec
 
 Shapes = Mapping[str, Sequence[int]]
+
+
+def load_onnx(
+    path: str | os.PathLike, shapes: Shapes | None = None, values: Mapping[str, np.ndarray] | None = None
+) -> Model:
+    """Read an ONNX file, external data included. See `import_proto` for the rest."""
+    path = Path(path)
+    proto, tensors = open_model(path)
+    source = Source.of(path, "onnx", tensors.external_files(proto.graph))
+    return import_proto(proto, source, shapes, values, tensors)
 
 
 def import_proto(
@@ -56,7 +69,7 @@ def import_proto(
         scope.bind(spec.name, param, frozenset([spec.name]))
     with importer.builder.function("main", params):
         with importer.builder.dataflow():
-            importer.run(body.node, scope)
+            importer.run(body.node, scope, [o.name for o in body.output])
             fields = [as_result(scope, o.name) for o in body.output]
             out = importer.builder.emit_output(relax.Tuple(fields))
         importer.builder.emit_func_output(out)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
 import onnx
+
 from tvmcompress.errors import ModelError
 from tvmcompress.frontend.onnx.values import Known, Value
 from tvmcompress.ir import graph

@@ -9,10 +9,10 @@ import warnings
 from typing import Any
 
 import numpy as np
+import onnx
 import tvm
 from tvm import relax
 
-import onnx
 from tvmcompress.errors import ModelError
 from tvmcompress.frontend.onnx.node import Node
 from tvmcompress.frontend.onnx.values import Known

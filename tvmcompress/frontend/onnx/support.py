@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import onnx
+
 from tvmcompress.errors import UnsupportedOperatorsError
 from tvmcompress.frontend.onnx import functions, stock
 from tvmcompress.frontend.onnx.operators import CONVERTERS

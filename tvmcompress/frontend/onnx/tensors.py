@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-
 import onnx
 from onnx import numpy_helper
+
 from tvmcompress.errors import ModelError
 
 
@@ -26,11 +27,10 @@ def dtype_name(kind: int, whose: str) -> str:
 
 @dataclass
 class Tensors:
-    """Reads TensorProtos. `blobs` holds the bytes of those left in the mapped file, by name; `folder` is the model's."""
+    """Reads TensorProtos. `blobs` says where the data of large ones lies: (file, offset, length); `folder` is the model's."""
 
-    blobs: dict[str, memoryview] = field(default_factory=dict)
+    blobs: dict[str, tuple[Path, int, int]] = field(default_factory=dict)
     folder: Path | None = None
-    files: dict[str, np.memmap] = field(default_factory=dict)
 
     def read(self, tensor: onnx.TensorProto) -> np.ndarray:
         """The tensor as an array, mapped where it can be. Raises ModelError for NaN, bad sizes and bad locations."""
@@ -39,9 +39,9 @@ class Tensors:
             raise ModelError(f"{where} holds strings, which cannot be compiled")
         dtype_name(tensor.data_type, where)
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            array = self._array(tensor, self._external(tensor))
+            array = self._array(tensor, *self._external(tensor))
         elif tensor.name in self.blobs:
-            array = self._array(tensor, self.blobs[tensor.name])
+            array = self._array(tensor, *self.blobs[tensor.name])
         else:
             try:
                 array = numpy_helper.to_array(tensor)
@@ -59,37 +59,53 @@ class Tensors:
             dense[tuple(indices.T)] = values
         return dense
 
-    def _array(self, tensor: onnx.TensorProto, data) -> np.ndarray:
+    def _array(self, tensor: onnx.TensorProto, path: Path, offset: int, length: int) -> np.ndarray:
+        """The bytes of one tensor, read now; nothing else of the file is."""
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
         shape = tuple(tensor.dims)
-        count = int(np.prod(shape, dtype=np.int64))
+        count = math.prod(shape)
         bits = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}.get(dtype.name, dtype.itemsize * 8)
         wanted = (count * bits + 7) // 8
-        if len(data) < wanted or count < 0:
-            raise ModelError(f"tensor '{tensor.name}': {wanted} bytes wanted for shape {shape}, got {len(data)}")
+        if min(shape, default=0) < 0 or length < wanted:
+            raise ModelError(f"tensor '{tensor.name}': {wanted} bytes wanted for shape {shape}, got {length}")
+        try:
+            data = np.fromfile(path, np.uint8, wanted, offset=offset)
+        except OSError as error:
+            raise ModelError(
+                f"tensor '{tensor.name}': {path.name} cannot be read: {error.strerror or error}"
+            ) from error
+        if data.size < wanted:
+            raise ModelError(f"tensor '{tensor.name}': {path.name} ends before its data does")
         if bits < 8:
-            packed = onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=bytes(data[:wanted]))
+            packed = onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=data.tobytes())
             return numpy_helper.to_array(packed)
-        return np.frombuffer(data, dtype, count).reshape(shape)
+        return data.view(dtype).reshape(shape)
 
-    def _external(self, tensor: onnx.TensorProto):
+    def _external(self, tensor: onnx.TensorProto) -> tuple[Path, int, int]:
         entries = {e.key: e.value for e in tensor.external_data}
         location = entries.get("location", "")
         path = self.external_path(tensor.name, location)
+        size = path.stat().st_size
         try:
-            if location not in self.files:
-                self.files[location] = np.memmap(path, np.uint8, "r")
-            offset = int(entries.get("offset", 0) or 0)
-            length = int(entries["length"]) if entries.get("length") else None
-        except (OSError, ValueError) as error:
-            raise ModelError(f"tensor '{tensor.name}': external data '{location}' cannot be read: {error}") from error
-        mapped = self.files[location]
-        end = len(mapped) if length is None else offset + length
-        if offset < 0 or end > len(mapped):
+            offset = int(entries.get("offset") or 0)
+            length = int(entries.get("length") or size - offset)
+        except ValueError as error:
             raise ModelError(
-                f"tensor '{tensor.name}': bytes {offset} to {end} wanted of '{location}', which has {len(mapped)}"
-            )
-        return mapped[offset:end]
+                f"tensor '{tensor.name}': offset or length of its external data is not a number"
+            ) from error
+        if offset < 0 or length < 0 or offset + length > size:
+            wanted = f"bytes {offset} to {offset + length} of '{location}' wanted"
+            raise ModelError(f"tensor '{tensor.name}': {wanted}, which has {size}")
+        return path, offset, length
+
+    def external_files(self, body: onnx.GraphProto) -> tuple[Path, ...]:
+        """The files beside the model that hold its weights, each once, in order of appearance."""
+        found: dict[Path, None] = {}
+        for tensor in body.initializer:
+            if tensor.data_location == onnx.TensorProto.EXTERNAL:
+                location = next((e.value for e in tensor.external_data if e.key == "location"), "")
+                found[self.external_path(tensor.name, location)] = None
+        return tuple(found)
 
     def external_path(self, name: str, location: str) -> Path:
         """The file that holds a tensor; it must lie in the model's folder, links followed."""

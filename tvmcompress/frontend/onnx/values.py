@@ -6,6 +6,7 @@ import numpy as np
 
 from tvmcompress.ir import graph
 
+LARGE = 1 << 20  # bytes; larger arrays become constants at once, so that they never exist twice
 NARROW = {"int4": np.int8, "uint4": np.uint8, "int2": np.int8, "uint2": np.uint8}
 
 
@@ -17,6 +18,8 @@ class Known:
     def __init__(self, array: np.ndarray):
         self.array = np.asarray(array)
         self._const: graph.Expr | None = None
+        if self.array.nbytes >= LARGE and self.array.dtype.kind in "fiu":
+            self.expr()
 
     def expr(self) -> graph.Expr:
         """The value as a Relax constant. 4-bit and 2-bit integers are widened to 8 bits, which TVM can compute with."""

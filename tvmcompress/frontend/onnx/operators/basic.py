@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 from tvm import relax
 
-import onnx
 from tvmcompress.errors import ModelError
 from tvmcompress.frontend.onnx.node import Node
 from tvmcompress.frontend.onnx.tensors import check_nan, dtype_name

@@ -11,7 +11,7 @@ from tvm import relax
 from tvmcompress.errors import ModelError
 from tvmcompress.frontend.onnx.node import Node
 from tvmcompress.frontend.onnx.operators.layers import convolve, scalar
-from tvmcompress.frontend.onnx.values import Known, Value
+from tvmcompress.frontend.onnx.values import Known
 from tvmcompress.ir import graph, ops
 
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32")
