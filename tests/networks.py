@@ -33,11 +33,15 @@ class Net:
         self.nodes.append(helper.make_node(op, inputs, [out], name=out, **attributes))
         return out
 
-    def conv(self, x: str, ic: int, oc: int, k: int = 1, stride: int = 1, groups: int = 1, act: str = "Relu", bn: bool = True) -> str:
+    def conv(
+        self, x: str, ic: int, oc: int, k: int = 1, stride: int = 1, groups: int = 1, act: str = "Relu", bn: bool = True
+    ) -> str:
         fan = ic // groups * k * k
         w = self.rng.standard_normal((oc, ic // groups, k, k)).astype(np.float32) * np.float32(np.sqrt(2 / fan))
         pad = k // 2
-        y = self.node("Conv", [x, self.weight(w)], kernel_shape=[k, k], strides=[stride, stride], pads=[pad] * 4, group=groups)
+        y = self.node(
+            "Conv", [x, self.weight(w)], kernel_shape=[k, k], strides=[stride, stride], pads=[pad] * 4, group=groups
+        )
         if bn:
             u = lambda low, high: self.rng.uniform(low, high, oc).astype(np.float32)  # noqa: E731
             parameters = [u(0.7, 1.3), u(-0.3, 0.3), u(-0.2, 0.2), u(0.7, 1.5)]
@@ -67,7 +71,9 @@ class Net:
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
 
 
-def resnet(blocks: tuple[int, ...], bottleneck: bool, size: int = 224, classes: int = 1000, width: int = 64) -> onnx.ModelProto:
+def resnet(
+    blocks: tuple[int, ...], bottleneck: bool, size: int = 224, classes: int = 1000, width: int = 64
+) -> onnx.ModelProto:
     net = Net()
     x = net.conv("input", 3, width, 7, 2)
     x = net.node("MaxPool", [x], kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
@@ -99,7 +105,15 @@ def resnet50(size: int = 224) -> onnx.ModelProto:
     return resnet((3, 4, 6, 3), True, size)
 
 
-MOBILENET_V2 = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+MOBILENET_V2 = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 
 
 def mobilenet_v2(size: int = 224, classes: int = 1000) -> onnx.ModelProto:
@@ -128,3 +142,141 @@ def small(size: int = 16, classes: int = 10) -> onnx.ModelProto:
     x = net.conv(x, 16, 24, 3, 2)
     y = net.head(x, 24, classes)
     return net.model((1, 3, size, size), y, (1, classes))
+
+
+def squeeze(size: int = 64, classes: int = 10) -> onnx.ModelProto:
+    """MobileNetV3-like: squeeze-excite, hard-swish, 5x5 depthwise."""
+    net = Net()
+    x = net.conv("input", 3, 16, 3, 2, act="HardSwish")
+    channels = 16
+    for mid, out, k, stride, act in ((64, 24, 3, 2, "Relu"), (72, 24, 5, 1, "HardSwish"), (96, 40, 5, 2, "HardSwish")):
+        y = net.conv(x, channels, mid, act=act)
+        y = net.conv(y, mid, mid, k, stride, groups=mid, act=act)
+        gate = net.node("GlobalAveragePool", [y])
+        gate = net.conv(gate, mid, mid // 4, bn=False)
+        gate = net.conv(gate, mid // 4, mid, act="HardSigmoid", bn=False)
+        y = net.conv(net.node("Mul", [y, gate]), mid, out, act="")
+        x = net.node("Add", [x, y]) if stride == 1 and channels == out else y
+        channels = out
+    y = net.head(x, channels, classes)
+    return net.model((1, 3, size, size), y, (1, classes))
+
+
+def shuffle(size: int = 64, classes: int = 10) -> onnx.ModelProto:
+    """ShuffleNetV2-like: split, concat and channel shuffle; a sigmoid-weighted unit at the end."""
+    net = Net()
+    x = net.conv("input", 3, 24, 3, 2)
+    c, half, s = 24, 12, size // 2
+    for _ in range(3):
+        left, right = net.name("left"), net.name("right")
+        net.nodes.append(
+            helper.make_node("Split", [x, net.weight(np.array([half, half]))], [left, right], name=left, axis=1)
+        )
+        y = net.conv(right, half, half)
+        y = net.conv(y, half, half, 3, groups=half, act="")
+        y = net.conv(y, half, half)
+        y = net.node("Concat", [left, y], axis=1)
+        y = net.node("Reshape", [y, net.weight(np.array([1, 2, half, s, s]))])
+        y = net.node("Transpose", [y], perm=[0, 2, 1, 3, 4])
+        x = net.node("Reshape", [y, net.weight(np.array([1, c, s, s]))])
+    x = net.node("Mul", [x, net.node("Sigmoid", [x])])
+    y = net.head(net.node("AveragePool", [x], kernel_shape=[2, 2], strides=[2, 2]), c, classes)
+    return net.model((1, 3, size, size), y, (1, classes))
+
+
+def unet(size: int = 64, width: int = 16) -> onnx.ModelProto:
+    """Down, up by transposed convolution, skip connections by concat, leaky ReLU."""
+    net = Net()
+    a = net.conv(net.conv("input", 3, width, 3), width, width, 3, act="LeakyRelu")
+    b = net.node("MaxPool", [a], kernel_shape=[2, 2], strides=[2, 2])
+    b = net.conv(net.conv(b, width, 2 * width, 3), 2 * width, 2 * width, 3)
+    c = net.node("MaxPool", [b], kernel_shape=[2, 2], strides=[2, 2])
+    c = net.conv(c, 2 * width, 4 * width, 3)
+    for skip, channels in ((b, 2 * width), (a, width)):
+        w = net.rng.standard_normal((2 * channels, channels, 2, 2)).astype(np.float32) * np.float32(
+            np.sqrt(1 / channels)
+        )
+        up = net.node("ConvTranspose", [c, net.weight(w)], kernel_shape=[2, 2], strides=[2, 2])
+        c = net.conv(net.node("Concat", [up, skip], axis=1), 2 * channels, channels, 3)
+    y = net.conv(c, width, 2, act="Sigmoid", bn=False)
+    return net.model((1, 3, size, size), y, (1, 2, size, size))
+
+
+def detector(size: int = 64) -> onnx.ModelProto:
+    """A feature pyramid: nearest upsampling, additions across scales, SiLU, one head on each of two scales."""
+    net = Net()
+
+    def silu(x: str) -> str:
+        return net.node("Mul", [x, net.node("Sigmoid", [x])])
+
+    a = silu(net.conv("input", 3, 16, 3, 2, act=""))
+    b = silu(net.conv(a, 16, 32, 3, 2, act=""))
+    c = silu(net.conv(b, 32, 64, 3, 2, act=""))
+    lateral = net.conv(b, 32, 32, act="", bn=False)
+    top = net.conv(c, 64, 32, act="", bn=False)
+    scales = net.weight(np.array([1, 1, 2, 2], np.float32))
+    up = net.node(
+        "Resize", [top, "", scales], mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor"
+    )
+    merged = net.conv(net.node("Add", [lateral, up]), 32, 32, 3)
+    heads = []
+    for x, s in ((merged, size // 4), (top, size // 8)):
+        y = net.conv(x, 32, 12, 3, act="", bn=False)
+        heads.append(net.node("Reshape", [y, net.weight(np.array([1, 12, s * s]))]))
+    y = net.node("Sigmoid", [net.node("Concat", heads, axis=2)])
+    return net.model((1, 3, size, size), y, (1, 12, (size // 4) ** 2 + (size // 8) ** 2))
+
+
+def transformer(
+    size: int = 32, patch: int = 8, dim: int = 48, heads: int = 3, depth: int = 2, classes: int = 10
+) -> onnx.ModelProto:
+    """A vision transformer: patches by a convolution, attention, GELU, layer norm."""
+    net = Net()
+    tokens = (size // patch) ** 2
+    w = net.rng.standard_normal((dim, 3, patch, patch)).astype(np.float32) / np.float32(patch * np.sqrt(3))
+    x = net.node("Conv", ["input", net.weight(w)], kernel_shape=[patch, patch], strides=[patch, patch])
+    x = net.node("Reshape", [x, net.weight(np.array([1, dim, tokens]))])
+    x = net.node("Transpose", [x], perm=[0, 2, 1])
+    x = net.node("Add", [x, net.weight(net.rng.standard_normal((1, tokens, dim)).astype(np.float32) * np.float32(0.2))])
+
+    def norm(x: str) -> str:
+        gain = 1 + 0.1 * net.rng.standard_normal(dim).astype(np.float32)
+        return net.node("LayerNormalization", [x, net.weight(gain), net.weight(np.zeros(dim, np.float32))], axis=-1)
+
+    def project(x: str, n: int, m: int) -> str:
+        w = net.rng.standard_normal((n, m)).astype(np.float32) / np.float32(np.sqrt(n))
+        b = net.weight(net.rng.standard_normal(m).astype(np.float32) * np.float32(0.05))
+        return net.node("Add", [net.node("MatMul", [x, net.weight(w)]), b])
+
+    def split_heads(x: str, perm: list[int]) -> str:
+        y = net.node("Reshape", [x, net.weight(np.array([1, tokens, heads, dim // heads]))])
+        return net.node("Transpose", [y], perm=perm)
+
+    for _ in range(depth):
+        h = norm(x)
+        q, k, v = (split_heads(project(h, dim, dim), p) for p in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]))
+        scores = net.node("Mul", [net.node("MatMul", [q, k]), net.weight(np.float32((dim // heads) ** -0.5))])
+        mixed = net.node("MatMul", [net.node("Softmax", [scores], axis=-1), v])
+        mixed = net.node("Transpose", [mixed], perm=[0, 2, 1, 3])
+        mixed = net.node("Reshape", [mixed, net.weight(np.array([1, tokens, dim]))])
+        x = net.node("Add", [x, project(mixed, dim, dim)])
+        h = project(norm(x), dim, 4 * dim)
+        inner = net.node("Erf", [net.node("Mul", [h, net.weight(np.float32(2**-0.5))])])
+        h = net.node(
+            "Mul",
+            [net.node("Mul", [h, net.node("Add", [inner, net.weight(np.float32(1))])]), net.weight(np.float32(0.5))],
+        )
+        x = net.node("Add", [x, project(h, 4 * dim, dim)])
+    y = net.node("ReduceMean", [norm(x)], axes=[1], keepdims=0)
+    y = net.linear(y, dim, classes)
+    return net.model((1, 3, size, size), y, (1, classes))
+
+
+SMALL = {
+    "small": small,
+    "squeeze": squeeze,
+    "shuffle": shuffle,
+    "unet": unet,
+    "detector": detector,
+    "transformer": transformer,
+}

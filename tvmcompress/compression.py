@@ -11,7 +11,7 @@ import numpy as np
 import tvm
 
 from tvmcompress.errors import SampleError
-from tvmcompress.ir import evaluate
+from tvmcompress.lower import host
 from tvmcompress.model import Model
 from tvmcompress.passes import Calibration, Pass
 from tvmcompress.passes.support.calibration import Executor, Progress
@@ -24,7 +24,7 @@ Between = Callable[[Pass, Model], None]
 
 def host_executor(mod: tvm.IRModule) -> Callable[[Any], list[np.ndarray]]:
     """What runs programs during calibration: arrays in, arrays out, in order."""
-    return evaluate.executor(mod)
+    return host.executor(mod)
 
 
 def compress(

@@ -169,7 +169,11 @@ def test_transposed_convolution(seed: int, kind: str) -> None:
     extra = [int(rng.integers(0, s)) for s in strides]
     h, w = (int(v) for v in rng.integers(2, 8, 2))
     integer = kind == "uint8"
-    x = rng.integers(0, 256, (1, ic, h, w)).astype(np.uint8) if integer else rng.standard_normal((1, ic, h, w)).astype(np.float32)
+    x = (
+        rng.integers(0, 256, (1, ic, h, w)).astype(np.uint8)
+        if integer
+        else rng.standard_normal((1, ic, h, w)).astype(np.float32)
+    )
     weight = rng.integers(-128, 128, (ic, og, *kernel)).astype(np.int8)
     zero = 9 if integer else 0
 
@@ -181,14 +185,19 @@ def test_transposed_convolution(seed: int, kind: str) -> None:
 
     program = graph.program([("x", x.shape, kind)], body)
     (got,) = host.executor(program)([x])
-    full = np.zeros((1, og * groups, (h - 1) * strides[0] + kernel[0] + extra[0], (w - 1) * strides[1] + kernel[1] + extra[1]))
+    full = np.zeros(
+        (1, og * groups, (h - 1) * strides[0] + kernel[0] + extra[0], (w - 1) * strides[1] + kernel[1] + extra[1])
+    )
     for g in range(groups):
         data = x[:, g * ic // groups : (g + 1) * ic // groups].astype(np.float64) - zero
         taps = weight[g * ic // groups : (g + 1) * ic // groups].astype(np.float64)
         for i in range(h):
             for j in range(w):
                 window = np.einsum("nc,cokl->nokl", data[:, :, i, j], taps)
-                rows, cols = slice(i * strides[0], i * strides[0] + kernel[0]), slice(j * strides[1], j * strides[1] + kernel[1])
+                rows, cols = (
+                    slice(i * strides[0], i * strides[0] + kernel[0]),
+                    slice(j * strides[1], j * strides[1] + kernel[1]),
+                )
                 full[:, g * og : (g + 1) * og, rows, cols] += window
     wanted = full[:, :, padding[0] : full.shape[2] - padding[0], padding[1] : full.shape[3] - padding[1]]
     assert got.shape == wanted.shape

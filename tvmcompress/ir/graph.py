@@ -55,14 +55,25 @@ def static_int(dim) -> int:
         raise ValueError(f"dimension {dim} is not a number") from error
 
 
+def number(expr) -> float:
+    """A Python number or an immediate of TVM's, as a float."""
+    return float(getattr(expr, "value", expr))
+
+
 def has_static_shape(expr: Expr) -> bool:
     ty = expr.ty
     if isinstance(ty, relax.TupleType):
         return all(
-            isinstance(f, relax.TensorType) and f.shape is not None and all(isinstance(d, tvm.tirx.IntImm) for d in f.shape)
+            isinstance(f, relax.TensorType)
+            and f.shape is not None
+            and all(isinstance(d, tvm.tirx.IntImm) for d in f.shape)
             for f in ty.fields
         )
-    return isinstance(ty, relax.TensorType) and ty.shape is not None and all(isinstance(d, tvm.tirx.IntImm) for d in ty.shape)
+    return (
+        isinstance(ty, relax.TensorType)
+        and ty.shape is not None
+        and all(isinstance(d, tvm.tirx.IntImm) for d in ty.shape)
+    )
 
 
 def dtype(expr: Expr) -> str:
@@ -127,6 +138,12 @@ class Rewriter:
         self.emitted: dict[Var, Expr] = {}
         self.on_const: Callable[[Expr], Expr] = lambda constant: constant
 
+    def adopt(self, mod: tvm.IRModule) -> None:
+        """Take over the functions of `mod` other than main, tensor programs that its calls name."""
+        for var, function in mod.functions_items():
+            if var.name_hint != "main":
+                self.replacement[var] = self.builder.add_func(function, var.name_hint)
+
     def emit(self, expr: Expr, name: str = "") -> Expr:
         """Bind `expr` to a new variable and return that; variables and constants are returned as they are."""
         if isinstance(expr, relax.Var | GenericConst):
@@ -182,9 +199,7 @@ def rewrite(
     rewriter.replacement.update(fewer_params)
     params += more_params
     builder = rewriter.builder
-    for var, function in mod.functions_items():
-        if var.name_hint != "main":
-            rewriter.replacement[var] = builder.add_func(function, var.name_hint)
+    rewriter.adopt(mod)
     with builder.function("main", params, attrs=dict(old.attrs) if old.attrs else None):
         with builder.dataflow():
             for binding in bindings(mod):

@@ -1,8 +1,8 @@
 """Operators that Relax lacks, registered with Relax; and shorthand for the quantized form.
 
-    unpack_int4(packed: uint8 (rows, n/2)) -> int8 (rows, n)
+unpack_int4(packed: uint8 (rows, n/2)) -> int8 (rows, n)
 
-    Two signed 4-bit values a byte, the even column in the low half: the storage of 4-bit weights.
+Two signed 4-bit values a byte, the even column in the low half: the storage of 4-bit weights.
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def expand(mod: tvm.IRModule) -> tvm.IRModule:
     return graph.rewrite(mod, visit)
 
 
-def quantize(x: graph.Expr, scale: np.ndarray | float, zero: np.ndarray | int, dtype: str, axis: int = -1) -> graph.Expr:
+def quantize(
+    x: graph.Expr, scale: np.ndarray | float, zero: np.ndarray | int, dtype: str, axis: int = -1
+) -> graph.Expr:
     """clip(round_half_even(x / scale) + zero), `scale` and `zero` scalars or vectors along `axis`."""
     return relax.op.quantize(x, graph.const(scale, "float32"), graph.const(zero, dtype), axis, dtype)
 

@@ -36,7 +36,9 @@ class Conv2d:
     def out(self) -> tuple[int, int]:
         top, left, bottom, right = self.padding
         (kh, kw), (sh, sw), (dh, dw) = self.kernel, self.strides, self.dilation
-        return (self.h + top + bottom - (kh - 1) * dh - 1) // sh + 1, (self.w + left + right - (kw - 1) * dw - 1) // sw + 1
+        return (self.h + top + bottom - (kh - 1) * dh - 1) // sh + 1, (
+            self.w + left + right - (kw - 1) * dw - 1
+        ) // sw + 1
 
     @property
     def macs(self) -> int:
@@ -128,7 +130,9 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan, fill: int = 
 
         def term(n, h, w, b, v):
             return product(
-                read(n, h * sh + ry * dh, w * sw + rx * dw, b // blocks, rc * p.depth + rd), weight[b, ry, rx, rc, v, rd], sums
+                read(n, h * sh + ry * dh, w * sw + rx * dw, b // blocks, rc * p.depth + rd),
+                weight[b, ry, rx, rc, v, rd],
+                sums,
             )
     else:
 

@@ -96,10 +96,17 @@ def schedule_reduction(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
         sch.vectorize(sch.get_loops(init)[-1])
         return
     size = sch.get(reduce[-1]).extent
-    if isinstance(size, tirx.IntImm) and int(size) >= 2 * isa.lanes and int(size) % isa.lanes == 0 and len(sch.get(block).writes) == 1:
+    if (
+        isinstance(size, tirx.IntImm)
+        and int(size) >= 2 * isa.lanes
+        and int(size) % isa.lanes == 0
+        and len(sch.get(block).writes) == 1
+    ):
         rest, lane = sch.split(reduce[-1], [None, isa.lanes])
         partial = sch.rfactor(lane, len(spatial))
-        sch.reverse_compute_at(block, sch.get_loops(partial)[len(spatial) - 1], preserve_unit_loops=True) if spatial else None
+        sch.reverse_compute_at(
+            block, sch.get_loops(partial)[len(spatial) - 1], preserve_unit_loops=True
+        ) if spatial else None
         *_, lane = sch.get_loops(partial)
         loops = sch.get_loops(partial)
         lane_at = len(spatial) + len(reduce) - 1
@@ -134,5 +141,5 @@ def inline(sch: Schedule) -> None:
             continue
         try:
             sch.compute_inline(block)
-        except Exception:  # noqa: BLE001, S112  TVM's way to say that a block is not a plain expression
+        except Exception:
             continue

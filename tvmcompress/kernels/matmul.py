@@ -114,7 +114,9 @@ def compute_batched(x: te.Tensor, y: te.Tensor, p: Plan) -> te.Tensor:
     rk = te.reduce_axis((0, k), "k")
     z = te.compute(
         (*batch, mp, blocks, tile.block),
-        lambda *i: te.sum(product(at(rows, bx, i[:rank], i[-3], rk), at(packed, by, i[:rank], i[-2], rk, i[-1]), "float32"), axis=[rk]),
+        lambda *i: te.sum(
+            product(at(rows, bx, i[:rank], i[-3], rk), at(packed, by, i[:rank], i[-2], rk, i[-1]), "float32"), axis=[rk]
+        ),
         name="matmul",
         attrs=attributes(tile, rank),
     )

@@ -113,7 +113,11 @@ class Anchors:
         self.note(var, "matmul", int(np.prod(dims)) * graph.shape(x)[-1], (graph.dtype(x), graph.dtype(y)), None)
         p = matmul_kernel.plan_batched(dims[-2], n, int(np.prod(dims[:-2])), self.isa, graph.dtype(x))
         call = rw.builder.call_te(
-            lambda a, b: matmul_kernel.compute_batched(a, b, p), x, y, primfunc_name_hint="matmul_batched", primfunc_attrs=ANCHOR
+            lambda a, b: matmul_kernel.compute_batched(a, b, p),
+            x,
+            y,
+            primfunc_name_hint="matmul_batched",
+            primfunc_attrs=ANCHOR,
         )
         return cast_back(rw, call, var)
 
@@ -136,7 +140,7 @@ def absorb_padding(rw: Rewriter, x: Expr, padding: list[int]) -> tuple[Expr, tup
         (n0, n1, top, bottom, left, right, c0, c1) = (int(w) for w in call.attrs.pad_width)
         value = float(call.attrs.pad_value)
         same = not any(padding) and (graph.dtype(x) in INTEGERS or value == 0)
-        if not (n0 or n1 or c0 or c1) and (same or value == 0 and graph.dtype(x) not in INTEGERS):
+        if not (n0 or n1 or c0 or c1) and (same or (value == 0 and graph.dtype(x) not in INTEGERS)):
             x, fill = call.args[0], int(value)
             padding = [padding[0] + top, padding[1] + left, padding[2] + bottom, padding[3] + right]
     return x, tuple(padding), fill

@@ -22,12 +22,57 @@ AXIS = {0: 0, 1: 3, 2: 1, 3: 2}
 
 ELEMENTWISE = {
     f"relax.{name}"
-    for name in (
-        "abs acos asin atan ceil clip cos erf exp floor log negative round rsqrt sigmoid sign sin sqrt square tan tanh "
-        "trunc astype add subtract multiply divide floor_divide power maximum minimum greater greater_equal less "
-        "less_equal equal not_equal logical_and logical_or logical_not where nn.relu nn.gelu nn.gelu_tanh nn.silu "
-        "nn.leakyrelu nn.selu nn.softplus nn.dropout"
-    ).split()
+    for name in [
+        "abs",
+        "acos",
+        "asin",
+        "atan",
+        "ceil",
+        "clip",
+        "cos",
+        "erf",
+        "exp",
+        "floor",
+        "log",
+        "negative",
+        "round",
+        "rsqrt",
+        "sigmoid",
+        "sign",
+        "sin",
+        "sqrt",
+        "square",
+        "tan",
+        "tanh",
+        "trunc",
+        "astype",
+        "add",
+        "subtract",
+        "multiply",
+        "divide",
+        "floor_divide",
+        "power",
+        "maximum",
+        "minimum",
+        "greater",
+        "greater_equal",
+        "less",
+        "less_equal",
+        "equal",
+        "not_equal",
+        "logical_and",
+        "logical_or",
+        "logical_not",
+        "where",
+        "nn.relu",
+        "nn.gelu",
+        "nn.gelu_tanh",
+        "nn.silu",
+        "nn.leakyrelu",
+        "nn.selu",
+        "nn.softplus",
+        "nn.dropout",
+    ]
 }
 
 

@@ -1,9 +1,9 @@
 """Operators that are other operators in disguise, so that one kernel family serves them all.
 
-    conv1d            -> conv2d of height 1
-    conv2d_transpose  -> conv2d with one set of output channels per phase of the stride, then depth to space
-    batch_norm        -> x * scale + shift
-    adaptive pooling  -> average pooling, where windows are equal
+conv1d            -> conv2d of height 1
+conv2d_transpose  -> conv2d with one set of output channels per phase of the stride, then depth to space
+batch_norm        -> x * scale + shift
+adaptive pooling  -> average pooling, where windows are equal
 """
 
 from __future__ import annotations
@@ -56,7 +56,12 @@ def conv1d_transpose(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
     n, c, w = graph.shape(expr.args[0])
     x = rw.emit(relax.op.reshape(expr.args[0], (n, c, 1, w)))
     weight = insert_axis(rw, expr.args[1], 2)
-    (stride,), (dilation,), (left, right), (extra,) = ints(a.strides), ints(a.dilation), ints(a.padding), ints(a.output_padding)
+    (stride,), (dilation,), (left, right), (extra,) = (
+        ints(a.strides),
+        ints(a.dilation),
+        ints(a.padding),
+        ints(a.output_padding),
+    )
     if weight is None:
         return None
     wide = relax.op.nn.conv2d_transpose(
@@ -120,7 +125,7 @@ def phases(rw: Rewriter, var: graph.Var, expr: Expr, out: tuple[int, ...]) -> Ex
             return None
         weight, scales = call.args[0], graph.value(call.args[1]).reshape(-1)
         axis = int(call.attrs.axis) % 4
-        if scales.size > 1 and (axis != 1 or groups > 1 and scales.size != graph.shape(weight)[1]):
+        if scales.size > 1 and (axis != 1 or (groups > 1 and scales.size != graph.shape(weight)[1])):
             return None
     if not graph.is_const(weight):
         return None

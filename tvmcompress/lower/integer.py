@@ -29,8 +29,20 @@ BYTES = ("int8", "uint8")
 LIMITS = {"int8": (-128, 127), "uint8": (0, 255)}
 MOVES = {
     f"relax.{name}"
-    for name in "nn.max_pool2d reshape permute_dims squeeze expand_dims strided_slice flip tile repeat broadcast_to flatten "
-    "nn.batch_flatten".split()
+    for name in [
+        "nn.max_pool2d",
+        "reshape",
+        "permute_dims",
+        "squeeze",
+        "expand_dims",
+        "strided_slice",
+        "flip",
+        "tile",
+        "repeat",
+        "broadcast_to",
+        "flatten",
+        "nn.batch_flatten",
+    ]
 }
 
 
@@ -184,7 +196,7 @@ class Integer:
             if name == "relax.nn.relu":
                 inner = (0.0, np.inf)
             elif name == "relax.clip":
-                inner = (float(call.args[1]), float(call.args[2]))
+                inner = (graph.number(call.args[1]), graph.number(call.args[2]))
             else:
                 return x, low, high
             low, high = max(min(inner[0], high), low), min(max(inner[1], low), high)
@@ -195,7 +207,10 @@ class Integer:
         if q in self.shifted:
             inner, offset = self.shifted[q]
             return relax.op.dequantize(
-                inner, scale, graph.const((graph.value(zero).astype(int) + offset).astype(graph.dtype(inner))), expr.attrs.axis
+                inner,
+                scale,
+                graph.const((graph.value(zero).astype(int) + offset).astype(graph.dtype(inner))),
+                expr.attrs.axis,
             )
         if graph.is_const(q) and graph.dtype(q) == "int32" and graph.is_const(scale) and graph.is_const(zero):
             # A bias: not worth integers of its own, `add` folds it into the sums.
@@ -342,7 +357,9 @@ class Integer:
         scale = (sums.scale.astype(np.float64) * factor).astype(np.float32)
         if not np.all(np.isfinite(scale)) or np.any(scale <= 0):
             return None  # a scale is positive: what follows (relu, bias) relies on it
-        return self.make(rw, sums.q, Quantized(sums.q, scale, np.zeros(len(scale), np.int64), len(sums.q.ty.shape) - 1), var)
+        return self.make(
+            rw, sums.q, Quantized(sums.q, scale, np.zeros(len(scale), np.int64), len(sums.q.ty.shape) - 1), var
+        )
 
     def astype(self, rw, var, expr):
         sums = self.sums(rw, expr.args[0])
@@ -396,7 +413,9 @@ class Integer:
         if not found or any(f is None for f in found):
             return None
         first = found[0]
-        if any(f.scale != first.scale or f.zero != first.zero or graph.dtype(f.q) != graph.dtype(first.q) for f in found):
+        if any(
+            f.scale != first.scale or f.zero != first.zero or graph.dtype(f.q) != graph.dtype(first.q) for f in found
+        ):
             return None
         return self.make(rw, relax.op.concat([f.q for f in found], expr.attrs.axis), first, var)
 
@@ -473,7 +492,11 @@ def separate(mod: tvm.IRModule) -> tvm.IRModule:
             return rw.emit(call) if call is not None and op_name(call) == "relax.dequantize" else arg
 
         args = [own(a) for a in expr.args]
-        return None if all(a is b for a, b in zip(args, expr.args)) else relax.Call(expr.op, args, expr.attrs, expr.ty_args)
+        return (
+            None
+            if all(a is b for a, b in zip(args, expr.args))
+            else relax.Call(expr.op, args, expr.attrs, expr.ty_args)
+        )
 
     return graph.rewrite(mod, visit)
 

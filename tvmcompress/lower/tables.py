@@ -44,7 +44,15 @@ FUNCTIONS: dict[str, Callable] = {
     "relax.minimum": np.minimum,
 }
 # A table costs a load an element; these alone are cheaper computed.
-CHEAP = {"relax.nn.relu", "relax.add", "relax.subtract", "relax.maximum", "relax.minimum", "relax.abs", "relax.negative"}
+CHEAP = {
+    "relax.nn.relu",
+    "relax.add",
+    "relax.subtract",
+    "relax.maximum",
+    "relax.minimum",
+    "relax.abs",
+    "relax.negative",
+}
 
 
 def table(rw: Rewriter, x: Expr, byte: Callable, s: np.float32, z: int, dtype: str) -> tuple[Expr, np.ndarray] | None:
@@ -96,7 +104,9 @@ def _evaluate(rw: Rewriter, x: Expr, leaves: dict, values: np.ndarray) -> np.nda
     call = rw.definition(x)
     name = op_name(call)
     if name == "relax.clip":
-        return np.clip(_evaluate(rw, call.args[0], leaves, values), float(call.args[1]), float(call.args[2]))
+        return np.clip(
+            _evaluate(rw, call.args[0], leaves, values), graph.number(call.args[1]), graph.number(call.args[2])
+        )
     if name == "relax.nn.leakyrelu":
         inner = _evaluate(rw, call.args[0], leaves, values)
         return np.where(inner > 0, inner, np.float32(call.attrs.alpha) * inner)

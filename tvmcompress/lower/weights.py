@@ -6,6 +6,7 @@ function, `prepare`, that runs once when a package is loaded: on disk weights st
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,43 +39,34 @@ def split(mod: tvm.IRModule) -> Split:
             constant.add(binding.var)
     definitions = graph.definitions(mod)
     frontier = [v for v in frontier_of(mod, constant) if not isinstance(definitions[v], relax.Tuple)]
-    builder = relax.BlockBuilder()
-    functions = {
-        var: builder.add_func(function, var.name_hint)
-        for var, function in mod.functions_items()
-        if var.name_hint != "main"
-    }
-
-    stored: list[tvm.runtime.Tensor] = []
     direct = direct_constants(mod, constant)
-    if frontier:
-        write_prepare(builder, functions, mod, constant, frontier, direct, stored)
-    else:
-        stored += [c.value for c in direct]
+    rewriter = graph.Rewriter()
+    rewriter.adopt(mod)
+    stored = write_prepare(rewriter, mod, constant, frontier, direct) if frontier else [c.value for c in direct]
 
     params = [relax.Var(p.name, p.ty) for p in old.params]
     weights = [relax.Var(f"weight_{i}", e.ty) for i, e in enumerate([*frontier, *direct])]
-    rewriter = graph.Rewriter()
-    rewriter.builder = builder
-    rewriter.replacement.update(functions)
-    rewriter.replacement.update(zip(old.params, params))
-    rewriter.replacement.update(zip(frontier, weights))
     lifted = dict(zip(direct, weights[len(frontier) :]))
+    rewriter.replacement.update(zip([*old.params, *frontier], [*params, *weights]))
     rewriter.on_const = lambda c: lifted.get(c, c)
-    with builder.function("main", [*params, *weights]):
+    write_function(rewriter, mod, "main", [*params, *weights], lambda v: v not in constant, old.body.body)
+    return Split(rewriter.builder.finalize(), stored, len(params), bool(frontier))
+
+
+def write_function(rewriter, mod, name: str, params: list, belongs: Callable, result: Expr) -> None:
+    """Emit the bindings that belong to one function, and its result."""
+    builder = rewriter.builder
+    with builder.function(name, params):
         with builder.dataflow():
             for binding in graph.bindings(mod):
-                if binding.var in constant:
-                    continue
-                expr = rewriter.new(binding.value)
-                if isinstance(expr, relax.Tuple):
+                if belongs(binding.var):
+                    expr = rewriter.new(binding.value)
+                    if not isinstance(expr, relax.Tuple):
+                        expr = rewriter.emit(expr, binding.var.name)
                     rewriter.replacement[binding.var] = expr
-                    continue
-                rewriter.replacement[binding.var] = rewriter.emit(expr, binding.var.name)
-            out = rewriter.new(old.body.body)
+            out = rewriter.new(result)
             out = builder.emit_output(out if isinstance(out, relax.Tuple) else relax.Tuple([out]))
         builder.emit_func_output(out)
-    return Split(builder.finalize(), stored, len(params), bool(frontier))
 
 
 def reads_constants_only(expr: Expr, constant: set[relax.Var]) -> bool:
@@ -117,38 +109,25 @@ def nbytes(constant: GenericConst) -> int:
     return int(np.prod(dims, dtype=np.int64)) * tvm.DataType(graph.dtype(constant)).bits // 8
 
 
-def write_prepare(builder, functions, mod, constant, frontier, direct, stored) -> None:
-    """Emit `prepare` with one parameter per large constant it reads or passes through."""
+def write_prepare(rewriter, mod, constant, frontier, direct) -> list[tvm.runtime.Tensor]:
+    """Emit `prepare` with one parameter per large constant that it reads or passes through; the values of these."""
     params: dict[GenericConst, relax.Var] = {}
 
-    def lift(c):
+    def lift(c: GenericConst) -> Expr:
         if nbytes(c) <= INLINE_BYTES:
             return c
         if c not in params:
             params[c] = relax.Var(f"stored_{len(params)}", c.ty)
-            stored.append(c.value)
         return params[c]
 
+    # Parameters must be known before the body is written.
     for binding in graph.bindings(mod):
         if binding.var in constant:
             for c in graph.constants_of(binding.value):
                 lift(c)
     for c in direct:
         lift(c)
-    rewriter = graph.Rewriter()
-    rewriter.builder = builder
-    rewriter.replacement.update(functions)
     rewriter.on_const = lift
-    with builder.function("prepare", list(params.values())):
-        with builder.dataflow():
-            for binding in graph.bindings(mod):
-                if binding.var not in constant:
-                    continue
-                expr = rewriter.new(binding.value)
-                if isinstance(expr, relax.Tuple):
-                    rewriter.replacement[binding.var] = expr
-                    continue
-                rewriter.replacement[binding.var] = rewriter.emit(expr, binding.var.name)
-            fields = [rewriter.new(v) for v in frontier] + [params[c] for c in direct]
-            out = builder.emit_output(relax.Tuple(fields))
-        builder.emit_func_output(out)
+    result = relax.Tuple([*frontier, *direct])
+    write_function(rewriter, mod, "prepare", list(params.values()), lambda v: v in constant, result)
+    return [c.value for c in params]

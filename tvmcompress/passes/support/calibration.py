@@ -86,9 +86,7 @@ def with_outputs(mod: tvm.IRModule, names: Sequence[str]) -> tvm.IRModule:
     rewriter.replacement.update(zip(old.params, params))
     found.update((p.name, p) for p in params if p.name in wanted)
     builder = rewriter.builder
-    for var, function in mod.functions_items():
-        if var.name_hint != "main":
-            builder.add_func(function, var.name_hint)
+    rewriter.adopt(mod)
     with builder.function("main", params):
         with builder.dataflow():
             for binding in graph.bindings(mod):
