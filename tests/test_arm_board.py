@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import tvm
 
+import tvmcompress as tc
 from tests.arm_board import ArmBoard, arm_board  # noqa: F401  a fixture
-from tests.small_net import expected, small_net
+from tests.small_net import expected, small_int8_model, small_net
 from tests.test_device import run
 from tvmcompress import linking
 from tvmcompress.device import Device
 from tvmcompress.errors import MissingDependencyError
+from tvmcompress.ir.evaluate import evaluate
 from tvmcompress.target import Target
 
 # Generic code, an Armv8.0 and an Armv8.2 core, and one with SVE and i8mm.
@@ -57,6 +59,24 @@ def test_every_shipped_target_can_be_checked_there(arm_board: ArmBoard):  # noqa
     needed = {n for target in Target.list() if target.arch == "aarch64" for n in target.features_needed()}
     code = f"from tvmcompress import cpu; print(cpu.missing({sorted(needed)}))"
     assert arm_board.python(["-c", code]).stdout == "[]\n"
+
+
+def test_int8_packages_give_the_same_integers_as_here(arm_board: ArmBoard, tmp_path: Path):  # noqa: F811
+    model, x = small_int8_model()
+    wanted = evaluate(model.module, [x])[0]
+    assert len(np.unique(wanted)) > 5
+    for name in ("rpi4", "rpi5"):  # without and with the dot product
+        cross_compile(name, tmp_path)
+        tc.compile(model, Target.load(name)).save(tmp_path / f"{name}.tar")
+        np.testing.assert_array_equal(arm_board.run_package(tmp_path / f"{name}.tar", {"x": x})["y"], wanted, name)
+
+
+def test_a_package_for_a_better_board_is_refused_by_name(arm_board: ArmBoard, tmp_path: Path):  # noqa: F811
+    cross_compile("rpi5", tmp_path)
+    tc.compile(small_int8_model()[0], Target.load("rpi5")).save(tmp_path / "rpi5.tar")
+    done = arm_board.with_cpu("cortex-a53").python(["-m", "tvmcompress", "verify", tmp_path / "rpi5.tar"], check=False)
+    assert done.returncode == 4
+    assert "asimddp" in done.stderr
 
 
 def test_over_rpc(arm_board: ArmBoard, tmp_path: Path):  # noqa: F811
