@@ -75,3 +75,18 @@ def package(code: Path, prepare: bool = False, **changes) -> Package:
         golden_inputs={"x": x},
         golden_outputs={"y": expected(x, stored, prepare)},
     )
+
+
+def save_onnx(path: Path) -> None:
+    """The same computation as an ONNX file with weights of its own names."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["xw"], "fc"), helper.make_node("Add", ["xw", "b"], ["y"], "bias")],
+        "stand-in",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (2, 5))],
+        [numpy_helper.from_array(array, name) for (_, array), name in zip(weights(), "wb")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)

@@ -2,8 +2,8 @@ import threading
 
 import numpy as np
 import pytest
-import standin
 
+from tests import standin
 from tvmcompress import runtime, threads
 from tvmcompress.deployment import deploy
 from tvmcompress.errors import PackageError, SampleError, UsageError
@@ -122,3 +122,31 @@ def test_bfloat16_goes_in_and_out_without_a_copy():
     assert str(tensor.dtype) == "bfloat16"
     back = runtime.array(tensor)
     assert back.dtype == array.dtype and np.shares_memory(back, array)
+
+
+@pytest.fixture
+def board():
+    """This machine as a board behind RPC."""
+    from tvmcompress import serving
+    from tvmcompress.device import Device
+
+    with Device.open(f"rpc://127.0.0.1:{serving.start(port=19290)}") as device:
+        yield device
+
+
+@pytest.mark.parametrize("prepare", [False, True])
+def test_on_a_board(board, tmp_path, prepare):
+    package = standin.package(standin.library(tmp_path, prepare), prepare)
+    deployment = deploy(package, board, threads=1)
+    wanted = standin.expected(X, standin.weights(), prepare)
+    np.testing.assert_allclose(deployment({"x": X})["y"], wanted, rtol=1e-4, atol=1e-4)
+    report = deployment.measure(X, reference=package, repeats=5)
+    assert report.latency["package"]["runs"] == report.latency["reference"]["runs"] == 5
+    assert report.memory["package"] is None and "by its clock" in report.how["processes"]
+
+
+def test_a_package_for_another_board(board, package):
+    needs = {**package.manifest["needs"], "features": ["warp9"]}
+    other = type(package)(package.path, {**package.manifest, "needs": needs}, package._members, package._limits)
+    with pytest.raises(PackageError, match=r"the device lacks warp9\. Compile it for that device"):
+        deploy(other, board)

@@ -8,8 +8,8 @@ import tarfile
 
 import numpy as np
 import pytest
-import standin
 
+from tests import standin
 from tvmcompress import archive, manifest
 from tvmcompress.errors import PackageError, TvmcompressError
 from tvmcompress.package import Limits, Package

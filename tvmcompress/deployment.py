@@ -15,7 +15,9 @@ from tvmcompress.errors import ModelError, UsageError
 from tvmcompress.measurement import onnx_reference
 from tvmcompress.measurement.measure import Measurement, Side
 from tvmcompress.package import Package
+from tvmcompress.remote import RemoteProgram
 from tvmcompress.report import Report
+from tvmcompress.runtime import Program
 
 Compile = Callable[[Any, dict], Package]  # (Model or the path of one, a target as JSON) -> Package
 
@@ -27,10 +29,11 @@ class Deployment:
     others are copied once; outputs on a CPU are not copied. Calls from several threads take turns.
     """
 
-    def __init__(self, package: Package, program: Callable, threads: int, compile: Compile | None = None):
+    def __init__(self, package: Package, program: Program | RemoteProgram, device: Any, compile: Compile | None = None):
         self.package = package
-        self.threads = threads
+        self.threads = program.threads
         self._program = program
+        self._device = device
         self._compile = compile
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -49,8 +52,20 @@ class Deployment:
         return Measurement(**options).run(self._side(), self._reference(reference), data, labels)
 
     def _side(self) -> Side:
+        program = self._program
+        if isinstance(program, RemoteProgram):
+            specs = self.package.inputs
+            return Side(
+                self.package.name,
+                "tvmcompress",
+                self,
+                self.threads,
+                package=self.package,
+                times=lambda inputs, runs: program.times([inputs[spec.name] for spec in specs], runs),
+                machine=program.described,
+            )
         order = {"kind": "package", "path": str(self.package.path), "threads": self.threads}
-        return Side(self.package.name, "tvmcompress", self, order, self.package)
+        return Side(self.package.name, "tvmcompress", self, self.threads, order, self.package)
 
     def _reference(self, given: Any) -> Side | None:
         if given is None or isinstance(given, Side):
@@ -58,7 +73,7 @@ class Deployment:
         if isinstance(given, Deployment):
             return given._side()
         if isinstance(given, Package):
-            return deploy(given, threads=self.threads)._side()
+            return deploy(given, self._device, self.threads)._side()
         if isinstance(given, str | os.PathLike):
             return self._reference_file(Path(given))
         if callable(given):
@@ -69,17 +84,17 @@ class Deployment:
         if not path.exists():
             raise ModelError(f"reference: no file '{path}'")
         if path.suffix == ".tar":
-            return deploy(Package.load(path), threads=self.threads)._side()
+            return deploy(path, self._device, self.threads)._side()
         if path.suffix == ".onnx" and onnx_reference.installed():
             order = {"kind": "onnx", "path": str(path), "threads": self.threads}
             run = onnx_reference.runner(str(path), self.threads)
-            return Side(f"{path.name} in ONNX Runtime", "onnxruntime", run, order)
+            return Side(f"{path.name} in ONNX Runtime", "onnxruntime", run, self.threads, order)
         return self._compiled(path)
 
     def _compiled(self, model: Any) -> Side:
         if self._compile is None:
             raise UsageError("reference: a model must be compiled to be compared with; pass the package made of it")
-        return deploy(self._compile(model, self.package.manifest["target"]), threads=self.threads)._side()
+        return deploy(self._compile(model, self.package.manifest["target"]), self._device, self.threads)._side()
 
 
 def deploy(
@@ -96,5 +111,9 @@ def deploy(
     """
     if not isinstance(package, Package):
         package = Package.load(package)
-    count = placement.count(threads)
-    return Deployment(package, runtime.open_package(package, count), count, compile)
+    program: Program | RemoteProgram
+    if device is None or device.is_local:
+        program = runtime.open_package(package, placement.count(threads))
+    else:
+        program = RemoteProgram(package, device, threads)
+    return Deployment(package, program, device, compile)

@@ -124,27 +124,36 @@ class Package:
 
     @contextmanager
     def library(self) -> Iterator[Path]:
-        """The library as a file in a private folder, removed on leaving: code once loaded needs its file no more."""
-        self.check_hardware()
+        """The library as a file in a private folder, removed on leaving: code once loaded needs its file no more.
+
+        Call `check_hardware` before loading it.
+        """
         code = self._unpack("library.so.xz", self._limits.library)
         with tempfile.TemporaryDirectory(prefix="tvmcompress-") as folder:
-            path = Path(folder, "library.so")
+            # A name of its own: on a board, a second upload under one name would overwrite code that is loaded.
+            path = Path(folder, f"{Path(folder).name}.so")
             path.write_bytes(code)
             yield path
 
     # Whether it may run -------------------------------------------------------------------------------------------
 
-    def check_hardware(self) -> None:
-        """Raises PackageError when this machine cannot run the package, naming what it lacks."""
+    def check_hardware(self, machine: dict | None = None) -> None:
+        """Raises PackageError when a machine (this one, or one by its `cpu.describe()`) cannot run the package.
+
+        The message names what the machine lacks.
+        """
         needs, target = self.manifest["needs"], self.manifest["target"].get("name", "another target")
-        if needs["arch"] != cpu.architecture():
-            raise PackageError(f"{self.name} is for {needs['arch']} ({target}); this machine is {cpu.architecture()}")
-        if lacking := cpu.missing(needs["features"]):
-            raise PackageError(
-                f"{self.name} was compiled for {target}; this machine lacks {', '.join(lacking)}. "
-                "Compile it again with --target native"
-            )
-        if needs["gpu"] and not runtime.CUDA_DRIVER.exists():
+        arch = machine["architecture"] if machine else cpu.architecture()
+        what = "the device" if machine else "this machine"
+        if needs["arch"] != arch:
+            raise PackageError(f"{self.name} is for {needs['arch']} ({target}); {what} is {arch}")
+        lacking = (
+            sorted(set(needs["features"]) - set(machine["features"])) if machine else cpu.missing(needs["features"])
+        )
+        if lacking:
+            advice = "Compile it for that device" if machine else "Compile it again with --target native"
+            raise PackageError(f"{self.name} is compiled for {target}; {what} lacks {', '.join(lacking)}. {advice}")
+        if needs["gpu"] and not machine and not runtime.CUDA_DRIVER.exists():
             raise PackageError(
                 f"{self.name} needs a CUDA device ({needs['gpu']}, target {target}); none was found here"
             )

@@ -21,7 +21,7 @@ SCHEMA = 1
 class Report:
     """Every field holds JSON values only; a number that was not measured is null, never made up."""
 
-    package: dict  # name, target, source (the model's file), applied (passes)
+    package: dict  # name, target, macs {total, integer}, source (the model's file), applied (passes), versions
     reference: dict | None  # name, kind
     size: dict  # bytes: package, weights, library, golden, manifest, source, reference; ratio: package / source
     quality: dict  # samples, outputs, overall, accuracy; see measurement.quality
@@ -128,12 +128,20 @@ def figures(report: Report) -> list[tuple[str, list[tuple[str, str, str]]]]:
         (
             "Memory",
             [
-                (label, *(bytes_text(memory[who][key]) if memory[who] else "–" for who in ("package", "reference")))
+                (label, _peak(memory["package"], key), _peak(memory["reference"], key) if reference else "")
                 for label, key in (("peak of the process", "peak"), ("above a bare interpreter", "above_bare"))
             ],
         ),
     ]
+    if macs := report.package.get("macs"):
+        share = macs["integer"] / macs["total"] if macs["total"] else None
+        work = [("multiply-adds", f"{macs['total']:,}", ""), ("of them in integers", percent_text(share), "")]
+        sections.append(("Work", work))
     return [*sections, ("Quality", _quality(report)), ("Energy", _energy(report))]
+
+
+def _peak(memory: dict | None, key: str) -> str:
+    return bytes_text(memory[key]) if memory else "–"
 
 
 def _quality(report: Report) -> list[tuple[str, str, str]]:

@@ -28,10 +28,8 @@ def render(report: Report) -> RenderableType:
     if noisy := [row for row in report.layers if row.get("snr_db") is not None]:
         parts.append(_layers(noisy))
     how = report.how
-    apart = how["processes"]
-    parts.append(
-        f"[dim]{how['machine']['model']}, {how['threads']} threads, {apart}; load before {how['load_before']:.1f}[/]"
-    )
+    machine = f"{how['machine']['model']}, {how['threads']} threads"
+    parts.append(f"[dim]{machine}; timed {how['processes']}; load before: {how['load_before']:.1f}[/]")
     return Group(*parts)
 
 

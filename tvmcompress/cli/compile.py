@@ -36,7 +36,6 @@ def command(
     MODEL is an .onnx, .pt2 or .tflite file, or what `compress` wrote.
     """
     from tvmcompress.compilation import compile
-
     from tvmcompress.target import Target
 
     options.check_output(output, model, samples)

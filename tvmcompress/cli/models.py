@@ -43,7 +43,6 @@ def compile_reference(model: Any, target: dict) -> Any:
     import json
 
     from tvmcompress.compilation import compile
-
     from tvmcompress.target import Target
 
     return compile(open_model(Path(model)) if isinstance(model, Path) else model, Target.load(json.dumps(target)))

@@ -31,8 +31,11 @@ class Side:
     name: str
     kind: str  # "tvmcompress", "onnxruntime" or "function"
     run: Run
+    threads: int | None = None
     order: dict | None = None
     package: Package | None = None
+    times: Callable[[Mapping[str, np.ndarray], int], list[float]] | None = None  # a board that times its own runs
+    machine: dict | None = None  # that board, as `cpu.describe()` says it there
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,10 @@ class Measurement:
         stream = iter(samples)
         first = next(stream)
         quality = self._quality(ours.run, reference, chain([first], stream), samples.count(), labels)
-        racers = [Racer(s.name, s.order, s.run) for s in (ours, reference) if s is not None]
-        found, why_not = energy.sensors()
+        racers = [Racer(s.name, s.order, s.run, s.times) for s in (ours, reference) if s is not None]
+        found, why_not = (
+            energy.sensors() if ours.machine is None else ([], "the device has no sensor that can be read from here")
+        )
         try:
             race(
                 racers,
@@ -78,7 +83,7 @@ class Measurement:
             memory=_memory(us, them),
             energy=_energy(us, them, why_not),
             layers=layers(package.manifest),
-            how=_how(ours.order, self.repeats, self.budget_s, bool(reference and reference.order)),
+            how=_how(ours, reference, self.repeats, self.budget_s),
         )
 
     def _quality(
@@ -111,9 +116,9 @@ def _labels(given: Any, samples: Samples) -> np.ndarray | None:
 
 
 def _about(package: Package) -> dict:
-    target, source = package.manifest["target"], package.manifest["source"]
-    applied = package.manifest["applied"]
-    return {"name": package.name, "target": target.get("name", ""), "source": source, "applied": applied}
+    said = package.manifest
+    about = {"name": package.name, "target": said["target"].get("name", ""), "macs": said.get("macs")}
+    return {**about, "source": said["source"], "applied": said["applied"], "versions": said["versions"]}
 
 
 def _size(package: Package, reference: Side | None) -> dict:
@@ -146,15 +151,18 @@ def _energy(ours: Racer, reference: Racer | None, why_not: str) -> dict:
     return {"package": one(ours), "reference": one(reference), "unit": "J per inference", "not_measured": why_not}
 
 
-def _how(order: dict | None, repeats: int | None, budget_s: float, apart: bool) -> dict:
-    described = cpu.describe()
+def _how(ours: Side, reference: Side | None, repeats: int | None, budget_s: float) -> dict:
+    machine = ours.machine or cpu.describe()
+    ran = "on the device, by its clock" if ours.machine else "in a process of its own"
+    if reference:
+        ran += ", the reference too, in turns" if reference.order or reference.times else ", the reference in this one"
     return {
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "machine": {k: described[k] for k in ("architecture", "model", "cores", "l1d", "l2", "l3")},
+        "machine": {key: machine[key] for key in ("architecture", "model", "cores", "l1d", "l2", "l3")},
         "system": platform.platform(),
-        "threads": (order or {}).get("threads"),
+        "threads": ours.threads,
         "load_before": os.getloadavg()[0],
         "repeats": repeats,
         "budget_s": budget_s,
-        "processes": "each in its own, in turns" if apart else "the package in its own",
+        "processes": ran,
     }

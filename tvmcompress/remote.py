@@ -1,0 +1,77 @@
+"""Running a package on a board: its library and weights go there once, inputs and outputs with each call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tvmcompress.errors import PackageError, TvmcompressError
+from tvmcompress.threads import count as thread_count
+
+if TYPE_CHECKING:
+    from tvmcompress.device import Device
+    from tvmcompress.package import Package
+
+
+class RemoteProgram:
+    """As `runtime.Program`, at the other end of `device`. Raises PackageError when the board cannot run the package."""
+
+    def __init__(self, package: Package, device: Device, threads: int | None = None):
+        import tvm
+        from tvm import relax
+
+        self.described = described = device.describe()["cpu"]
+        package.check_hardware(described)
+        if package.manifest["needs"]["gpu"]:
+            raise PackageError(f"{package.name} needs a GPU, and packages for GPUs run on this machine only")
+        self.threads = thread_count(threads) if threads else described["cores"]
+        self._name = device.address
+        self._place = device.tvm_device()
+        try:
+            with package.library() as library:
+                module = device.load_module(device.upload(library))
+            device.session.get_function("runtime.config_threadpool")(1, self.threads)
+            self._machine = relax.VirtualMachine(module, self._place)
+            self._weights = [self._send(w) for w in package.weights()]
+            if package.manifest["entry"]["prepare"]:
+                self._weights = self._call("prepare", self._weights)
+        except tvm.error.TVMError as error:
+            raise self._failed(error) from error
+
+    def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run once. Raises TvmcompressError when the board fails or goes away."""
+        import tvm
+
+        try:
+            return [result.numpy() for result in self._call("main", [*map(self._send, inputs), *self._weights])]
+        except tvm.error.TVMError as error:
+            raise self._failed(error) from error
+
+    def times(self, inputs: Sequence[np.ndarray], runs: int) -> list[float]:
+        """How long each of `runs` runs takes, in ms, by the board's own clock: the network is not in it."""
+        import tvm
+
+        try:
+            self._machine.set_input("main", *map(self._send, inputs), *self._weights)
+            timer = self._machine.time_evaluator("invoke_stateful", self._place, number=1, repeat=runs)
+            return [seconds * 1e3 for seconds in timer("main").results]
+        except tvm.error.TVMError as error:
+            raise self._failed(error) from error
+
+    def _call(self, function: str, tensors: list[Any]) -> list[Any]:
+        # Through RPC a function cannot return a tuple, so its arguments are set and its results fetched.
+        self._machine.set_input(function, *tensors)
+        self._machine.invoke_stateful(function)
+        results = self._machine.get_outputs(function)
+        return list(results) if isinstance(results, tuple) else [results]
+
+    def _send(self, array: np.ndarray) -> Any:
+        import tvm
+
+        return tvm.runtime.tensor(np.ascontiguousarray(array), self._place)
+
+    def _failed(self, error: Exception) -> TvmcompressError:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        return TvmcompressError(f"device {self._name}: {lines[-1][:200]}")
