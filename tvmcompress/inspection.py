@@ -150,7 +150,7 @@ def inspect(
     source: str | os.PathLike | Model,
     target: Target | str | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
-    values: Mapping[str, object] | None = None,
+    values: Mapping[str, np.ndarray] | None = None,
 ) -> Inspection:
     """Inspect a model file or a Model. Operators that cannot be imported are reported, not raised.
 
@@ -167,7 +167,7 @@ def inspect(
 
     path = Path(source)
     try:
-        model = Model.load(path) if path.suffix == ".model" else frontend.load(path, shapes=shapes, values=values)
+        model = frontend.load(path, shapes=shapes, values=values)
     except UnsupportedOperatorsError as error:
         inputs, outputs = border(path)
         size = path.stat().st_size
@@ -206,11 +206,11 @@ def layer_of(found: LayerMacs, size: int, zeros: float | None) -> Layer:
 
 
 def weights(mod: tvm.IRModule) -> tuple[int, int]:
-    """Parameters, and bytes of all constants. Scales, zero points and single numbers are no parameters."""
+    """Parameters, and bytes of all constants. Scales, zero points, batch statistics and single numbers are none."""
     seen: dict[relax.Expr, int] = {}
     for binding in graph.bindings(mod):
         name = graph.op_name(binding.value)
-        skipped = 1 if name.endswith("quantize") else None
+        skipped = 1 if name.endswith("quantize") else 3 if name.endswith("batch_norm") else None
         for constant in graph.constants_of(binding.value):
             seen.setdefault(constant, 0)
         arguments = binding.value.args if isinstance(binding.value, relax.Call) else []

@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import torch
+
 from tvmcompress.errors import ModelError
 
 PLAIN_EXPRESSION = re.compile(r"[A-Za-z0-9_ +\-*/(),<>=!&|~%']*")

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import tvm
-from tvm import relax
-from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
-
 import torch
+import tvm
 from torch import fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from tvm import relax
+from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
 from tvmcompress.errors import ModelError, UnsupportedOperatorsError
 from tvmcompress.frontend.torch import operators, quantized
 from tvmcompress.frontend.torch.archive import first_line
@@ -134,31 +134,73 @@ def layer_name(node: fx.Node) -> str:
     return path.replace(".", "_") if own else node.name
 
 
-def import_program(program: ExportedProgram, inputs: Sequence[str], kept: Sequence[bool]) -> tvm.IRModule:
-    """One function, one dataflow block, a tuple as its result, weights as constants in the form layers read them."""
+def import_program(program: ExportedProgram, inputs: Sequence[str], kept: Sequence[bool], owned: bool) -> tvm.IRModule:
+    """One function, one dataflow block, a tuple as its result, weights as constants in the form layers read them.
+
+    `owned` says that nobody else uses the program's tensors: they are taken out of it one by one, and shared.
+    """
     module = Importer().translate(program, inputs, kept)
     parameters = list(module["main"].params)[len(inputs) :]
-    tensors = weights(program)
     used = graph.consumers(module)
-    read = {v for v in parameters if v in used or any(v.same_as(r) for r in graph.results(module))}
-    constants: dict[int, relax.Expr] = {}
+    read = [v for v in parameters if v in used or any(v.same_as(r) for r in graph.results(module))]
+    turned = transposed_only(module, read)
+    tensors = weights(program, owned)
+    bound: dict[relax.Var, relax.Expr] = {v: relax.const(0.0) for v in parameters}
+    constants: dict[tuple, relax.Expr] = {}
+    for var in read:
+        tensor = tensors.pop(var.name) if owned else tensors[var.name]
+        axes = turned.get(var)
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype, axes)
+        if key not in constants:
+            constants[key] = constant(tensor, axes, owned)
+        bound[var] = constants[key]
+    done = {bound[var] for var in turned}
 
-    def constant(var: relax.Var) -> relax.Expr:
-        tensor = tensors[var.name]
-        key = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype)
-        return constants.setdefault(hash(key), graph.const(to_numpy(tensor)))
+    def visit(rewriter: graph.Rewriter, var: relax.Var, expr: relax.Expr) -> relax.Expr | None:
+        if graph.op_name(expr) == "relax.permute_dims" and expr.args[0] in done:
+            return expr.args[0]
+        return fold_movement(rewriter, var, expr)
 
-    bound = {v: constant(v) if v in read else relax.const(0.0) for v in parameters}
-    return graph.rewrite(graph.rewrite(module, fold_movement, fewer_params=bound), fold_movement)
+    return graph.rewrite(graph.rewrite(module, visit, fewer_params=bound), fold_movement)
 
 
-def weights(program: ExportedProgram) -> dict[str, torch.Tensor]:
-    """The tensors behind the parameters of the graph, by the names they have in it."""
+def transposed_only(module: tvm.IRModule, parameters: Sequence[relax.Var]) -> dict[relax.Var, tuple[int, ...]]:
+    """The weights that are only ever read permuted, and how: those are permuted at once, without a second copy."""
+    known, used = graph.definitions(module), graph.consumers(module)
+    results = graph.results(module)
+    found = {}
+    for var in parameters:
+        calls: list[relax.Call] = [known[u] for u in used.get(var, [])]
+        if not calls or any(graph.op_name(c) != "relax.permute_dims" for c in calls) or var in results:
+            continue
+        rank = len(graph.shape(var))
+        ways = {tuple(int(a) % rank for a in c.attrs.axes or reversed(range(rank))) for c in calls}
+        if len(ways) == 1:
+            found[var] = ways.pop()
+    return found
+
+
+def constant(tensor: torch.Tensor, axes: Sequence[int] | None, owned: bool) -> relax.Expr:
+    """A weight, permuted. Its memory is shared when it may be and is aligned as TVM's own."""
+    tensor = tensor.detach().cpu()
+    if axes is not None:
+        return graph.const(to_numpy(tensor.permute(*axes)))
+    tensor = tensor.contiguous()
+    if owned and tensor.data_ptr() % 64 == 0 and tensor.numel():
+        return relax.const(tvm.runtime.from_dlpack(tensor))
+    return graph.const(to_numpy(tensor))
+
+
+def weights(program: ExportedProgram, take: bool) -> dict[str, torch.Tensor]:
+    """The tensors behind the parameters of the graph, by their names in it; `take` leaves the program without."""
     named = {**dict(program.named_parameters()), **dict(program.named_buffers()), **program.constants}
     found = {}
     for spec in program.graph_signature.input_specs:
         if spec.kind is not InputKind.USER_INPUT and spec.target in named:
             found[spec.arg.name] = named[spec.target]
+    if take:
+        program.state_dict.clear()
+        program.constants.clear()
     return found
 
 

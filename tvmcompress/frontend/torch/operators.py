@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
+from torch import fx
 from tvm import relax
 
-from torch import fx
 from tvmcompress.ir import graph
 
 

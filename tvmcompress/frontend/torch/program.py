@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
+
 from tvmcompress.errors import ModelError, OpenShapeError, did_you_mean
 from tvmcompress.frontend.torch import archive
 from tvmcompress.frontend.torch.importer import KEPT, import_program
@@ -26,8 +26,7 @@ Shapes = Mapping[str, Sequence[int]] | None
 
 
 def load_file(path: str | os.PathLike, shapes: Shapes) -> Model:
-    exported = archive.read(path)
-    return to_model(exported, Source.of(path, "torch"), shapes)
+    return to_model(archive.read(path), Source.of(path, "torch"), shapes, owned=True)
 
 
 def load_module(
@@ -83,7 +82,7 @@ def fingerprint(state: Mapping[str, Any]) -> tuple[int, str]:
     return total, digest.hexdigest()
 
 
-def to_model(exported: ExportedProgram, source: Source, shapes: Shapes) -> Model:
+def to_model(exported: ExportedProgram, source: Source, shapes: Shapes, owned: bool = False) -> Model:
     exported = bind_shapes(exported, shapes or {}, source.name)
     table = torch.export.default_decompositions()
     for name in KEPT:
@@ -97,7 +96,7 @@ def to_model(exported: ExportedProgram, source: Source, shapes: Shapes) -> Model
     names = [name for name, _ in tensor_outputs(exported)]
     if not names:
         raise ModelError(f"{source.name}: returns no tensor")
-    module = import_program(exported, [s.arg.name for s in tensor_inputs(exported)], kept)
+    module = import_program(exported, [s.arg.name for s in tensor_inputs(exported)], kept, owned)
     outputs = tuple(TensorSpec(n, graph.shape(r), graph.dtype(r)) for n, r in zip(names, graph.results(module)))
     return Model(module, inputs, outputs, source)
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from tvm import relax
-
 import torch
 from torch import fx
+from tvm import relax
+
 from tvmcompress.frontend.torch.operators import argument
 from tvmcompress.ir import graph
 
