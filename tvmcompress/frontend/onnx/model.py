@@ -101,7 +101,7 @@ def bound_values(inputs: Sequence[onnx.ValueInfoProto], values: Mapping[str, Any
     for name, value in values.items():
         if name not in by_name:
             raise ModelError(f"no input '{name}' to bind a value to{did_you_mean(name, by_name)}")
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(by_name[name].type.tensor_type.elem_type)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor_type(by_name[name]).elem_type)
         array = np.asarray(value)
         if array.dtype != dtype and array.dtype.kind not in "iufb":
             raise ModelError(f"value of input '{name}': wanted {dtype}, got {array.dtype}")
@@ -117,12 +117,12 @@ def bind_dimensions(inputs: Sequence[onnx.ValueInfoProto], shapes: Shapes) -> di
             raise ModelError(f"no input '{name}' to give a shape to{did_you_mean(name, names)}")
     sizes: dict[str, Any] = {}
     for value in inputs:
-        if not value.type.HasField("tensor_type"):
+        if not has_tensor(value):
             raise ModelError(f"input '{value.name}' is not a tensor; only tensors can enter a model")
         if value.name not in shapes:
             continue
         wanted = tuple(int(d) for d in shapes[value.name])
-        declared = value.type.tensor_type
+        declared = tensor_type(value)
         sizes[f"'{value.name}"] = wanted
         if not declared.HasField("shape"):
             continue
@@ -141,13 +141,24 @@ def bind_dimensions(inputs: Sequence[onnx.ValueInfoProto], shapes: Shapes) -> di
     return sizes
 
 
+def tensor_type(value: onnx.ValueInfoProto) -> onnx.TypeProto.Tensor:
+    """The type of an input; an optional tensor counts as a tensor that is given."""
+    kind = value.type.optional_type.elem_type if value.type.HasField("optional_type") else value.type
+    return kind.tensor_type
+
+
+def has_tensor(value: onnx.ValueInfoProto) -> bool:
+    kind = value.type.optional_type.elem_type if value.type.HasField("optional_type") else value.type
+    return kind.HasField("tensor_type")
+
+
 def show(dims: Sequence[Any]) -> str:
     return "x".join(str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in dims)
 
 
 def spec_of(value: onnx.ValueInfoProto, sizes: dict[str, Any]) -> TensorSpec:
     """The input's static shape; raises OpenShapeError."""
-    declared = value.type.tensor_type
+    declared = tensor_type(value)
     dtype = dtype_name(declared.elem_type, f"input '{value.name}'")
     if f"'{value.name}" in sizes:
         return TensorSpec(value.name, sizes[f"'{value.name}"], dtype)

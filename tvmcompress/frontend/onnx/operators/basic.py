@@ -52,6 +52,11 @@ def dropout(node: Node) -> list[Value]:
     return [node.inputs[0], Known(mask) if mask is not None else None]
 
 
+def optional_has_element(node: Node) -> np.ndarray:
+    """Inputs that are optional are given, so only an absent value is empty."""
+    return np.array(node.has(0))
+
+
 def cast(node: Node) -> graph.Expr | Value:
     kind = node.attr("to") or onnx.helper.np_dtype_to_tensor_dtype(onnx_dtype(node.dtype(1)))
     wanted = dtype_name(kind, "its result")
@@ -98,6 +103,8 @@ TABLE = {
     "Shape": shape,
     "Size": size,
     "Dropout": dropout,
+    "OptionalGetElement": identity,
+    "OptionalHasElement": optional_has_element,
     "Cast": cast,
     "CastLike": cast,
 }
