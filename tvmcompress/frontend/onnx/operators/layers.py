@@ -103,7 +103,8 @@ def operand(node: Node, index: int, transposed: int) -> graph.Expr:
         return x
     if graph.is_const(x):
         return graph.const(np.ascontiguousarray(graph.value(x).T))
-    return transposed_weight(node, x) or node.emit(relax.op.permute_dims(x, [1, 0]), "transpose")
+    weight = transposed_weight(node, x)
+    return weight if weight is not None else node.emit(relax.op.permute_dims(x, [1, 0]), "transpose")
 
 
 def transposed_weight(node: Node, x: graph.Expr) -> graph.Expr | None:
