@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping, Sequence
 
 from tvmcompress.frontend.tflite.importer import declared, import_file
-
 from tvmcompress.frontend.tflite.reader import read
 from tvmcompress.model import Model, Source
 from tvmcompress.spec import TensorSpec
