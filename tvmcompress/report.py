@@ -167,7 +167,7 @@ def _quality(report: Report) -> list[tuple[str, str, str]]:
 def _energy(report: Report) -> list[tuple[str, str, str]]:
     ours, theirs = report.energy["package"], report.energy["reference"] or {}
     if not ours:
-        return [("energy", f"not measured ({report.energy['not_measured']})", "")]
+        return [("energy", "not measured", "")]
     return [
         (
             f"{sensor}, whole machine",

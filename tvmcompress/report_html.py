@@ -52,8 +52,14 @@ def render(report: Report) -> str:
         f"<h2>How it was measured</h2>"
         f"<p>{escape(how['when'])}, {escape(machine)}, {escape(how['system'])}. Timed {escape(how['processes'])}; "
         f"load before: {how['load_before']:.1f}. Cold start is loading and the first run in a fresh process.</p>"
+        f"{_no_energy(report)}"
         f"<p>Passes applied: {escape('; '.join(report.package['applied']) or 'none')}</p></html>\n"
     )
+
+
+def _no_energy(report: Report) -> str:
+    why = report.energy["not_measured"]
+    return "" if report.energy["package"] else f"<p>Energy was not measured: {escape(why)}</p>"
 
 
 def _cards(report: Report) -> str:

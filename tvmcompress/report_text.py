@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from rich import box
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from tvmcompress.report import Report, figures, number_text
 
@@ -14,22 +16,24 @@ MOST_LAYERS = 12
 def render(report: Report) -> RenderableType:
     name = report.package["name"]
     reference = report.reference["name"] if report.reference else ""
-    table = Table(box=box.SIMPLE_HEAD, title=f"{name} on {report.package['target']}", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title=escape(f"{name} on {report.package['target']}"), title_justify="left")
     table.add_column("")
     table.add_column("package", justify="right")
     if reference:
-        table.add_column(reference, justify="right")
+        table.add_column(escape(reference), justify="right")
     for section, rows in figures(report):
         table.add_section()
         table.add_row(f"[bold]{section}[/]")
         for what, ours, theirs in rows:
-            table.add_row(f"  {what}", ours, *([theirs] if reference else []))
+            table.add_row(*(Text(cell) for cell in (f"  {what}", ours, *([theirs] if reference else []))))
     parts: list[RenderableType] = [table]
     if noisy := [row for row in report.layers if row.get("snr_db") is not None]:
         parts.append(_layers(noisy))
     how = report.how
     machine = f"{how['machine']['model']}, {how['threads']} threads"
-    parts.append(f"[dim]{machine}; timed {how['processes']}; load before: {how['load_before']:.1f}[/]")
+    parts.append(Text(f"{machine}; timed {how['processes']}; load before: {how['load_before']:.1f}", "dim"))
+    if not report.energy["package"]:
+        parts.append(Text(f"energy was not measured: {report.energy['not_measured']}", "dim"))
     return Group(*parts)
 
 
@@ -42,5 +46,5 @@ def _layers(rows: list[dict]) -> Table:
     table.add_column("layer")
     table.add_column("signal to noise", justify="right")
     for row in rows[:MOST_LAYERS]:
-        table.add_row(str(row["name"]), number_text(row["snr_db"], " dB", 3))
+        table.add_row(escape(str(row["name"])), number_text(row["snr_db"], " dB", 3))
     return table

@@ -3,19 +3,88 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
-from tvmcompress.cli import options
+from tvmcompress.cli import options, screen
+
+if TYPE_CHECKING:
+    from tvmcompress.inspection import Inspection
 
 
 @click.command(epilog="Example:\n\n\b\n  tvmcompress inspect model.onnx --target rpi4")
 @options.model_options
 @click.option("--target", help="Also say what share of the work would run in integers there.")
+@click.option("--layers", is_flag=True, help="List every layer.")
 @options.json_option
-def command(model: Path, shapes: dict, values: dict, target: str | None, json_path: str | None) -> None:
-    """What a model or a package is: inputs, outputs, operators, parameters, work, and what cannot be imported.
+def command(model: Path, shapes: dict, values: dict, target: str | None, layers: bool, json_path: str | None) -> None:
+    """What a model is: inputs, outputs, parameters, work, and operators that cannot be imported.
 
-    MODEL is an .onnx, .pt2, .tflite or .model file, or a package.
+    MODEL is an .onnx, .pt2 or .tflite file, what `compress` wrote, or a package.
     """
-    raise click.UsageError("to be connected")
+    if is_package(model):
+        from tvmcompress.package import Package
+
+        package = Package.load(model)
+        value = {"sizes": package.sizes, **package.manifest}
+        screen.result(value, lambda: _package(value), json_path)
+        return
+    from tvmcompress.inspection import inspect
+
+    found = inspect(model, target, shapes or None, values or None)
+    screen.result(found.to_json(), lambda: _model(found, layers), json_path)
+
+
+def is_package(path: Path) -> bool:
+    """By content: the mark that every tar has."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(512)[257:262] == b"ustar"
+    except OSError:
+        return False  # the loader of models says what is wrong with it
+
+
+def _model(found: Inspection, layers: bool) -> RenderableType:
+    parts: list[RenderableType] = [_pairs(found.rows())]
+    if layers and found.layers:
+        table = Table(box=box.SIMPLE_HEAD)
+        for title in ("layer", "operator", "MACs", "in", "zeros"):
+            table.add_column(title, justify="right" if title in ("MACs", "zeros") else "left")
+        for row in found.layer_rows():
+            table.add_row(*map(Text, row))
+        parts.append(table)
+    return Group(*parts)
+
+
+def _package(value: dict) -> Table:
+    from tvmcompress.report import bytes_text
+
+    def tensors(kind: str) -> list[tuple[str, str]]:
+        return [(kind[:-1], f"{t['name']}: {t['dtype']} {'x'.join(map(str, t['shape']))}") for t in value[kind]]
+
+    needs, source, target = value["needs"], value["source"], value["target"]
+    rows = [("package", value["name"]), ("target", f"{target.get('name', '')} ({needs['arch']})"), *tensors("inputs")]
+    rows += tensors("outputs")
+    rows += [(part, bytes_text(size)) for part, size in value["sizes"].items()]
+    rows += [("made from", f"{source['name']}, {bytes_text(source['bytes'])}, SHA-256 {source['sha256']}")]
+    rows += [("passes applied", "; ".join(value["applied"]) or "none")]
+    if macs := value.get("macs"):
+        share = f"{macs['integer'] / macs['total']:.1%}" if macs["total"] else "-"
+        rows += [("multiply-adds", f"{macs['total']:,}, {share} in integers")]
+    rows += [("needs", " ".join(needs["features"]) or "nothing special")]
+    rows += [("versions", ", ".join(f"{name} {version}" for name, version in value["versions"].items()))]
+    return _pairs(rows)
+
+
+def _pairs(rows: list[tuple[str, str]]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for left, right in rows:
+        table.add_row(Text(left), Text(right))
+    return table

@@ -22,9 +22,16 @@ from tvmcompress.cli import models, options, screen
     help="What to compare with: a package, or a model (ONNX is run by ONNX Runtime when that is installed).",
 )
 @click.option("--labels", type=options.PATH, help="A .npy of class numbers; or an array 'labels' in the samples.")
-@click.option("--limit", type=click.IntRange(1), help="Use at most so many samples.")
-@click.option("--budget", type=click.FloatRange(0.1), default=6.0, show_default=True, help="Seconds of timing.")
-@click.option("--repeats", type=click.IntRange(1), help="Exactly so many timed runs, instead of a budget.")
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Use at most so many samples.")
+@click.option(
+    "--budget",
+    type=click.FloatRange(0.1),
+    metavar="SECONDS",
+    default=6.0,
+    show_default=True,
+    help="Time spent on timing.",
+)
+@click.option("--repeats", type=click.IntRange(1), metavar="N", help="Exactly so many timed runs, instead of a budget.")
 @options.threads_option
 @options.json_option
 @click.option("--html", type=options.PATH, help="Write a page with charts; it needs no other file.")

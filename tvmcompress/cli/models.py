@@ -6,25 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tvmcompress.errors import ModelError
-
 if TYPE_CHECKING:
     from tvmcompress.model import Model
-
-FOREIGN = (".onnx", ".pt2", ".tflite")
 
 
 def open_model(path: Path, shapes: dict | None = None, values: dict | None = None) -> Model:
     """A model in any format that `load` takes, or one that `compress` saved."""
-    if not path.exists():
-        raise ModelError(f"no file '{path}'")
-    if path.suffix in FOREIGN:
-        from tvmcompress.frontend import load
+    from tvmcompress.frontend import load
 
-        return load(path, shapes=shapes or None, values=values or None)
-    from tvmcompress.model import Model
-
-    return Model.load(path)
+    return load(path, shapes=shapes or None, values=values or None)
 
 
 def compress_model(

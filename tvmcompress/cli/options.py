@@ -61,7 +61,7 @@ def model_options(function: Callable) -> Callable:
             "values",
             multiple=True,
             callback=parse_values,
-            metavar="NAME=JSON",
+            metavar="NAME=VALUE",
             help="Fix an input to a constant; may be repeated.",
         ),
     ]
@@ -75,7 +75,7 @@ def recipe_options(required: bool) -> Callable[[Callable], Callable]:
             "--recipe", required=required, help="A recipe's name (see `tvmcompress recipe list`) or TOML file."
         ),
         click.option("--samples", type=PATH, help="Inputs for calibration: .npz, .npy or a folder of them."),
-        click.option("--limit", type=click.IntRange(1), help="Use at most so many samples."),
+        click.option("--limit", type=click.IntRange(1), metavar="N", help="Use at most so many samples."),
         click.option("--cache", type=PATH, help="A file in which calibration is kept and found again."),
     ]
     return lambda function: _apply(decorators, function)
@@ -86,7 +86,9 @@ def output_option(what: str) -> Callable[[Callable], Callable]:
 
 
 json_option = click.option("--json", "json_path", metavar="PATH", help="Write the result as JSON; - is stdout.")
-threads_option = click.option("--threads", type=click.IntRange(1), help="Threads; all usable CPUs unless given.")
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), metavar="N", help="Threads; all usable CPUs unless given."
+)
 target_option = click.option(
     "--target", default="native", show_default=True, help="A target's name, file, triple, or native."
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import click
-from rich.text import Text
 
 from tvmcompress.cli import options, screen
 
@@ -36,7 +35,7 @@ def show(recipe: str, json_path: str | None) -> None:
     from tvmcompress.recipe import Recipe
 
     found = Recipe.load(recipe)
-    screen.result(_json(found), lambda: Text(found.to_toml().rstrip()), json_path)
+    screen.result(_json(found), lambda: found.to_toml().rstrip(), json_path)
 
 
 def _json(recipe: Recipe) -> dict:

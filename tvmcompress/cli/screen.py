@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from tvmcompress.ir.files import atomic_write
 
@@ -22,7 +23,7 @@ def show(what: RenderableType) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=140)
-    console.print(what)
+    console.print(Text(what) if isinstance(what, str) else what)  # names may hold what rich takes for markup
 
 
 def result(value: dict | list, text: Callable[[], RenderableType], json_path: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from tvmcompress.cli import options, screen
 
@@ -54,12 +55,12 @@ def _table(rows: list[dict]) -> Table:
     for column in ("name", "triple", "cpu", "description"):
         table.add_column(column)
     for row in rows:
-        table.add_row(row["name"], row["triple"], row["cuda_arch"] or row["cpu"], row["description"])
+        table.add_row(*map(Text, (row["name"], row["triple"], row["cuda_arch"] or row["cpu"], row["description"])))
     return table
 
 
 def _one(value: dict) -> Table:
     table = Table(box=None, show_header=False)
     for key, item in value.items():
-        table.add_row(key, " ".join(item) if isinstance(item, list) else str(item))
+        table.add_row(key, Text(" ".join(item) if isinstance(item, list) else str(item)))
     return table

@@ -1,0 +1,57 @@
+"""`--help` says what it always said, is quick, and ends with an example that runs."""
+
+import re
+import subprocess
+import sys
+
+import click
+import pytest
+
+from tests.cli.files import ROOT, quick
+from tvmcompress.cli import COMMANDS, cli
+
+PATHS = ["", *COMMANDS, "target list", "target show", "target detect", "recipe list", "recipe show"]
+
+
+def help_of(path: str) -> str:
+    command, context = cli, click.Context(cli, info_name="tvmcompress", **cli.context_settings)
+    for word in path.split():
+        command = command.get_command(context, word)
+        context = click.Context(command, parent=context, info_name=word, **cli.context_settings)
+    return command.get_help(context) + "\n"
+
+
+def examples_of(path: str) -> list[str]:
+    return re.findall(r"^ +(tvmcompress .+)$", re.split(r"Examples?:", help_of(path))[1], re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_help(path, golden):
+    golden(f"help/{path.replace(' ', '-') or 'tvmcompress'}.txt", help_of(path))
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_help_ends_with_an_example(path):
+    last = help_of(path).rstrip().splitlines()[-1]
+    assert examples_of(path) and last.strip() == examples_of(path)[-1]
+
+
+@pytest.mark.parametrize("example", sorted({e for path in PATHS for e in examples_of(path)}))
+def test_the_example_runs(folder, monkeypatch, capsys, example):
+    monkeypatch.chdir(folder)
+    code = quick(example.removeprefix("tvmcompress "))
+    told = capsys.readouterr()
+    if "--target rpi4" in example and code == 5:
+        assert "install" in told.err  # the cross linker is not there, and that is said
+        return
+    assert code == 0, told.err
+    assert told.out and not told.err
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        "import sys; from tvmcompress.cli import main; main(['--help']); main(['measure', '--help']); "
+        "print([m for m in ('tvm', 'tvm_ffi', 'torch', 'onnx', 'numpy') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
