@@ -14,7 +14,7 @@ SCALE, SHIFT = const([[[[2]], [[1]]]]), const([[[[3]], [[5]]]])
 
 
 def norm(emit, x, axis=1, parameters=NORM):
-    return emit(relax.TupleGetItem(emit(nn.batch_norm(x, *parameters, axis, 1.0)), 0), "bn")
+    return emit(relax.TupleGetItem(emit(nn.batch_norm(x, *parameters, axis, 1.0, training=False)), 0), "bn")
 
 
 def test_into_a_convolution():
@@ -97,3 +97,10 @@ def test_numerics(name):
     folded = "R.multiply" not in after.script()
     assert folded == (name != "weight first, norm of columns")
     np.testing.assert_allclose(run(after, x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_statistics_of_the_batch_are_left():
+    def body(e, x):
+        return [e(relax.TupleGetItem(e(nn.batch_norm(x, *NORM, 1, training=True)), 0))]
+
+    check_unchanged(FoldBatchNorm(), program((4, 2, 3, 3), body))

@@ -1,5 +1,4 @@
 import ml_dtypes
-import ml_dtypes
 import numpy as np
 from tvm import relax
 

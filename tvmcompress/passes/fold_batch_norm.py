@@ -138,8 +138,8 @@ def live_operands(expr: relax.Call):
 
 
 def norm_of(call: graph.Expr) -> Norm | None:
-    """The batch normalisation that this call is, if its statistics are constant."""
-    if graph.op_name(call) != BATCH_NORM or not all(graph.is_const(a) for a in call.args[1:5]):
+    """The batch normalisation that this call is, if it goes by its moving statistics and these are constant."""
+    if graph.op_name(call) != BATCH_NORM or call.attrs.training or not all(graph.is_const(a) for a in call.args[1:5]):
         return None
     gamma, beta, mean, variance = (graph.value(a).astype(np.float64) for a in call.args[1:5])
     rank = len(call.args[0].ty.shape)

@@ -90,10 +90,7 @@ def with_outputs(mod: tvm.IRModule, names: Sequence[str]) -> tvm.IRModule:
     with builder.function("main", params):
         with builder.dataflow():
             for binding in graph.bindings(mod):
-                expr = rewriter.new(binding.value)
-                if not isinstance(expr, relax.Tuple):
-                    expr = rewriter.emit(expr, binding.var.name)
-                rewriter.replacement[binding.var] = expr
+                expr = rewriter.bind(binding, rewriter.new(binding.value))
                 if binding.var.name in wanted:
                     found[binding.var.name] = expr
             out = builder.emit_output(relax.Tuple([found[name] for name in names]))
