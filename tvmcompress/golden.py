@@ -58,7 +58,7 @@ def example_inputs(specs: Sequence[TensorSpec], seed: int = 0) -> dict[str, np.n
     inputs = {}
     for spec in specs:
         random = np.random.default_rng([seed, zlib.crc32(spec.name.encode())])
-        shape = tuple(d or 1 for d in spec.shape)
+        shape = tuple(1 if d is None else d for d in spec.shape)
         dtype = numpy_dtype(spec.dtype)
         if dtype.kind in "iub":
             inputs[spec.name] = random.integers(0, 2, shape).astype(dtype)

@@ -34,7 +34,8 @@ def main() -> None:
     passed = [o for o in outcomes if o.passed]
     bound = sum(o.values for o in passed)
     print(
-        f"{len(passed)} of {len(outcomes)} pass ({len(passed) - bound} with nothing bound, {bound} with inputs bound as values)"
+        f"{len(passed)} of {len(outcomes)} pass "
+        f"({len(passed) - bound} with nothing bound, {bound} with inputs bound as values)"
     )
     if options.update_golden and not options.names:
         golden = HERE / ("stock.txt" if options.stock else "passing.txt")

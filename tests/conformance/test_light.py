@@ -11,7 +11,8 @@ import pytest
 from tests.conformance.harness import run_model
 
 NETWORKS = [
-    "bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet", "vgg19", "zfnet512",
+    "bvlc_alexnet", "densenet121", "inception_v1", "inception_v2", "resnet50", "shufflenet", "squeezenet",
+    "vgg19", "zfnet512",
 ]  # fmt: skip
 
 

@@ -152,6 +152,18 @@ class Rewriter:
         self.emitted[var] = self.builder.lookup_binding(var)
         return var
 
+    def bind(self, binding: relax.Binding, expr: Expr) -> Expr:
+        """What an old binding becomes with the value `expr`: a tuple passes through, the rest is emitted.
+
+        A MatchCast stays one: it gives a data-dependent size its name.
+        """
+        if isinstance(binding, relax.MatchCast):
+            expr = self.builder.match_cast(expr, binding.ty, binding.var.name)
+        elif not isinstance(expr, relax.Tuple):
+            expr = self.emit(expr, binding.var.name)
+        self.replacement[binding.var] = expr
+        return expr
+
     def definition(self, expr: Expr) -> Expr | None:
         """The call that a variable of the new program stands for; None for inputs."""
         return self.emitted.get(expr) if isinstance(expr, relax.Var) else None
@@ -206,6 +218,9 @@ def rewrite(
                 expr = rewriter.new(binding.value)
                 if isinstance(expr, relax.Tuple):
                     rewriter.replacement[binding.var] = expr
+                    continue
+                if isinstance(binding, relax.MatchCast):
+                    rewriter.bind(binding, expr)
                     continue
                 replaced = visit(rewriter, binding.var, expr)
                 expr = expr if replaced is None else replaced

@@ -117,7 +117,7 @@ def machine(lowered: Lowered) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
         weights = list(vm["prepare"](*weights))
 
     def run(inputs: list[np.ndarray]) -> list[np.ndarray]:
-        out = vm["main"](*[tvm.runtime.tensor(np.ascontiguousarray(a)) for a in inputs], *weights)
+        out = vm["main"](*[tvm.runtime.tensor(np.asarray(a, order="C")) for a in inputs], *weights)
         return [o.numpy() for o in out]
 
     return run

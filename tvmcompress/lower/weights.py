@@ -60,10 +60,7 @@ def write_function(rewriter, mod, name: str, params: list, belongs: Callable, re
         with builder.dataflow():
             for binding in graph.bindings(mod):
                 if belongs(binding.var):
-                    expr = rewriter.new(binding.value)
-                    if not isinstance(expr, relax.Tuple):
-                        expr = rewriter.emit(expr, binding.var.name)
-                    rewriter.replacement[binding.var] = expr
+                    rewriter.bind(binding, rewriter.new(binding.value))
             out = rewriter.new(result)
             out = builder.emit_output(out if isinstance(out, relax.Tuple) else relax.Tuple([out]))
         builder.emit_func_output(out)

@@ -20,6 +20,7 @@ from tvmcompress.frontend.onnx.node import Node
 from tvmcompress.frontend.onnx.operators import CONVERTERS, PREFER_FUNCTION
 from tvmcompress.frontend.onnx.values import Known, Value
 from tvmcompress.ir import graph
+from tvmcompress.spec import numpy_dtype
 
 
 class Scope:
@@ -124,7 +125,11 @@ class Importer:
         if isinstance(value, np.ndarray | np.generic):
             return Known(np.asarray(value))
         if isinstance(value, relax.Expr):
-            return self.emit(value, name)
+            var = self.emit(value, name)
+            empty = not graph.is_const(var) and graph.has_static_shape(var) and isinstance(var.ty, relax.TensorType)
+            if empty and 0 in graph.shape(var):  # nothing to compute, and TVM's kernels for nothing do not compile
+                return Known(np.zeros(graph.shape(var), numpy_dtype(graph.dtype(var))))
+            return var
         return value
 
     def convert(self, node: Node) -> list[Any]:
@@ -249,8 +254,6 @@ def reads(node: onnx.NodeProto) -> Iterator[str]:
 def type_proto(node: Node, index: int) -> onnx.TypeProto:
     if not node.has(index) or isinstance(node.inputs[index], list):
         return onnx.TypeProto()
-    from tvmcompress.model import numpy_dtype
-
     kind = onnx.helper.np_dtype_to_tensor_dtype(numpy_dtype(node.dtype(index)))
     value = node.inputs[index]
     static = isinstance(value, Known) or graph.has_static_shape(node.as_expr(value))

@@ -110,7 +110,7 @@ def bound_values(inputs: Sequence[onnx.ValueInfoProto], values: Mapping[str, Any
 
 
 def bind_dimensions(inputs: Sequence[onnx.ValueInfoProto], shapes: Shapes) -> dict[str, Any]:
-    """`shapes` checked against the inputs: sizes by symbol, and whole shapes by input name (key `'name` with a quote)."""
+    """`shapes` checked against the inputs: sizes by symbol, whole shapes by a quote and the input's name."""
     names = [i.name for i in inputs]
     for name in shapes:
         if name not in names:

@@ -62,11 +62,20 @@ class Node:
             return array
         raise self.unknown(index, what)
 
-    def unknown(self, index: int, what: str) -> ModelError:
-        """The error for a value that must be known at load and is not."""
-        sources = sorted(self.scope.sources(self.proto.input[index]))
+    def need_all(self, what: dict[int, str]) -> None:
+        """Raises ModelError unless every given input in `what` (number: meaning) is known; one error for all."""
+        open_ = [i for i in what if self.has(i) and self.known(i) is None]
+        if open_:
+            raise self.unknown(open_, " and ".join(what[i] for i in open_))
+
+    def unknown(self, index: int | list[int], what: str) -> ModelError:
+        """The error for values that must be known at load and are not."""
+        inputs = [self.proto.input[i] for i in ([index] if isinstance(index, int) else index)]
+        sources = sorted(set().union(*(self.scope.sources(i) for i in inputs)))
         if not sources:
-            return ModelError(f"its {what} (input '{self.proto.input[index]}') must be known when the model is loaded")
+            return ModelError(
+                f"its {what} (input {', '.join(map(repr, inputs))}) must be known when the model is loaded"
+            )
         names = " and ".join(f"'{s}'" for s in sources)
         flags = " ".join(f"--value {s}=..." for s in sources)
         return ModelError(f"its {what} depends on input {names}; bind it with {flags} (values= in Python)")

@@ -27,7 +27,7 @@ def dtype_name(kind: int, whose: str) -> str:
 
 @dataclass
 class Tensors:
-    """Reads TensorProtos. `blobs` says where the data of large ones lies: (file, offset, length); `folder` is the model's."""
+    """Reads TensorProtos. `blobs`: where the data of large ones lies, (file, offset, length); `folder`: the model's."""
 
     blobs: dict[str, tuple[Path, int, int]] = field(default_factory=dict)
     folder: Path | None = None

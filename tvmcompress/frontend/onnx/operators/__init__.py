@@ -5,12 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from tvmcompress.frontend.onnx.operators import basic, contrib, control, layers, quantized, recurrent, reduce, shapes
+from tvmcompress.frontend.onnx.operators import (
+    arithmetic,
+    basic,
+    contrib,
+    control,
+    indexing,
+    layers,
+    norms,
+    quantized,
+    recurrent,
+    reduce,
+    resize,
+    shapes,
+    signal,
+)
 
-_TABLES = (basic.TABLE, control.TABLE, layers.TABLE, quantized.TABLE, recurrent.TABLE, reduce.TABLE, shapes.TABLE)
+_FAMILIES = (
+    arithmetic, basic, control, indexing, layers, norms, quantized, recurrent, reduce, resize, shapes, signal,
+)  # fmt: skip
 
 CONVERTERS: dict[tuple[str, str], Callable[..., Any]] = {
-    **{("", op): convert for table in _TABLES for op, convert in table.items()},
+    **{("", op): convert for family in _FAMILIES for op, convert in family.TABLE.items()},
     **{("com.microsoft", op): convert for op, convert in contrib.TABLE.items()},
 }
 

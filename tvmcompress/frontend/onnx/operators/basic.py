@@ -64,7 +64,7 @@ def cast(node: Node) -> graph.Expr | Value:
 
 
 def onnx_dtype(name: str) -> np.dtype:
-    from tvmcompress.model import numpy_dtype
+    from tvmcompress.spec import numpy_dtype
 
     return numpy_dtype(name)
 

@@ -91,7 +91,7 @@ def gemm(node: Node) -> graph.Expr:
 
 
 def scalar(value: float, kind: str) -> graph.Expr:
-    from tvmcompress.model import numpy_dtype
+    from tvmcompress.spec import numpy_dtype
 
     return graph.const(np.asarray(value).astype(numpy_dtype(kind)))
 
@@ -108,7 +108,7 @@ def operand(node: Node, index: int, transposed: int) -> graph.Expr:
 
 
 def transposed_weight(node: Node, x: graph.Expr) -> graph.Expr | None:
-    """dequantize(W, s, z, axis) transposed into dequantize(W.T, s, z, 1 - axis), so that the weight stays an operand."""
+    """dequantize(W, s, z, axis) transposed into dequantize(W.T, s, z, 1 - axis): the weight stays an operand."""
     definition = node.importer.builder.lookup_binding(x) if isinstance(x, relax.Var) else None
     if definition is None or graph.op_name(definition) != "relax.dequantize" or not graph.is_const(definition.args[0]):
         return None
@@ -122,4 +122,24 @@ def matmul(node: Node) -> graph.Expr:
     return relax.op.matmul(node.x(0), node.x(1))
 
 
-TABLE = {"Conv": conv, "Gemm": gemm, "MatMul": matmul}
+def conv_transpose(node: Node) -> graph.Expr | list:
+    """With `output_shape`, which decides the padding; else TVM's converter does it."""
+    wanted = node.attr("output_shape")
+    if wanted is None:
+        return NotImplemented
+    sizes, kernel = node.shape(0)[2:], node.shape(1)[2:]
+    n = len(kernel)
+    strides, dilations = node.attr("strides", [1] * n), node.attr("dilations", [1] * n)
+    extra = list(node.attr("output_padding", [0] * n))
+    before, after = [], []
+    for i, out in enumerate(wanted[-n:]):
+        total = strides[i] * (sizes[i] - 1) + extra[i] + (kernel[i] - 1) * dilations[i] + 1 - out
+        extra[i] += max(-total, 0)
+        total = max(total, 0)
+        half = total // 2 if node.attr("auto_pad", "NOTSET") == "SAME_UPPER" else total - total // 2
+        before.append(half), after.append(total - half)
+    attrs = {k: v for k, v in node.attributes.items() if k in ("strides", "dilations", "group", "kernel_shape")}
+    return node.call("ConvTranspose", node.inputs, pads=before + after, output_padding=extra, **attrs)
+
+
+TABLE = {"ConvTranspose": conv_transpose, "Conv": conv, "Gemm": gemm, "MatMul": matmul}

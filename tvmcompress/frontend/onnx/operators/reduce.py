@@ -12,6 +12,7 @@ from tvmcompress.frontend.onnx.node import Node
 from tvmcompress.frontend.onnx.operators.layers import scalar
 from tvmcompress.frontend.onnx.operators.shapes import axes_of
 from tvmcompress.ir import graph
+from tvmcompress.spec import numpy_dtype
 
 Step = Callable[[graph.Expr], graph.Expr]
 
@@ -58,15 +59,15 @@ def _filled(dims: tuple[int, ...], stated: tuple[int, ...], must: tuple[int, ...
 def reduction(op: Callable, before: Step | None = None, after: Step | None = None, empty: float = 0.0) -> Callable:
     """A converter: `before` on each element, `op` over the axes, `after` on the result; `empty` over nothing."""
 
-    def convert(node: Node) -> graph.Expr:
+    def convert(node: Node) -> graph.Expr | np.ndarray:
         x, dims, axes, keep = node.x(0), node.shape(0), reduced_axes(node), bool(node.attr("keepdims", 1))
         kind = graph.dtype(x)
         if kind == "bool":
             x = node.emit(relax.op.astype(x, "int8"), "int8")
         if axes and 0 in [dims[a] for a in axes]:
             left = [(1 if keep else None) if i in axes else d for i, d in enumerate(dims)]
-            value = np.float64(empty) if kind.startswith("float") or abs(empty) != np.inf else limit(kind, empty)
-            return relax.op.full([d for d in left if d is not None], scalar(float(value), kind), kind)
+            value = empty if kind.startswith(("float", "bfloat")) or abs(empty) != np.inf else limit(kind, empty)
+            return np.full([d for d in left if d is not None], value, numpy_dtype(kind))
         if before is not None:
             x = node.emit(before(x), "before")
         x = op(x, axes, keep) if axes else x
@@ -88,7 +89,7 @@ def square(x: graph.Expr) -> graph.Expr:
     return relax.op.multiply(x, x)
 
 
-def log_sum_exp(node: Node) -> graph.Expr:
+def log_sum_exp(node: Node) -> graph.Expr | np.ndarray:
     """max + log(sum(exp(x - max))), the maximum taken as 0 where it is infinite."""
     x, dims, axes, keep = node.x(0), node.shape(0), reduced_axes(node), bool(node.attr("keepdims", 1))
     kind = graph.dtype(x)
@@ -96,7 +97,7 @@ def log_sum_exp(node: Node) -> graph.Expr:
         return x
     left = [(1 if keep else None) if i in axes else d for i, d in enumerate(dims)]
     if 0 in [dims[a] for a in axes]:
-        return relax.op.full([d for d in left if d is not None], scalar(-np.inf, kind), kind)
+        return np.full([d for d in left if d is not None], -np.inf, numpy_dtype(kind))
     top = node.emit(relax.op.max(x, axes, True), "max")
     finite = relax.op.isfinite(top)
     top = node.emit(relax.op.where(finite, top, scalar(0.0, kind)), "finite")

@@ -14,9 +14,14 @@ from tvmcompress.errors import ModelError
 from tvmcompress.frontend.onnx.node import Node
 from tvmcompress.frontend.onnx.values import Value
 from tvmcompress.ir import graph
+from tvmcompress.spec import numpy_dtype
+
+WHOLE = 1 << 30  # bytes; some models write their weights as one repeated value, and weights must be constants
 
 
-def to_shape(node: Node, shape: tuple[int, ...], x: graph.Expr | None = None) -> graph.Expr:
+def to_shape(node: Node, shape: tuple[int, ...], x: graph.Expr | None = None) -> graph.Expr | np.ndarray:
+    if 0 in shape:  # TVM compares products, and takes a 0 for "keep"
+        return np.zeros(shape, numpy_dtype(node.dtype(0)))
     return relax.op.reshape(node.x(0) if x is None else x, shape)
 
 
@@ -152,7 +157,7 @@ def slice_(node: Node) -> graph.Expr:
 
 
 def slice_unknown(node: Node) -> graph.Expr:
-    """Runtime starts and ends: the stated shape says how many, a clipped gather takes them; no wrong read is possible."""
+    """Runtime starts and ends: the stated shape says how many, a clipped gather takes them."""
     dims, stated = node.shape(0), node.declared()
     axes = node.known(3).tolist() if node.has(3) and node.known(3) is not None else None
     if axes is None and not node.has(3):
@@ -302,7 +307,7 @@ def split(node: Node) -> list[graph.Expr]:
     return [node.emit(relax.TupleGetItem(parts, i)) for i in range(len(sizes))]
 
 
-def constant_of_shape(node: Node) -> graph.Expr:
+def constant_of_shape(node: Node) -> graph.Expr | np.ndarray:
     tensor = node.attr("value")
     from onnx import numpy_helper
 
@@ -311,6 +316,8 @@ def constant_of_shape(node: Node) -> graph.Expr:
     shape = tuple(int(d) for d in known) if known is not None else node.declared()
     if shape is None:
         raise node.unknown(0, "shape")
+    if math.prod(shape) * value.dtype.itemsize <= WHOLE:
+        return np.full(shape, value)
     return relax.op.full(shape, graph.const(np.asarray(value)), value.dtype.name)
 
 
