@@ -1,0 +1,131 @@
+"""Each dot-product instruction that this CPU has, bit by bit against NumPy, and found in the assembly."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from tvm import relax
+
+from tests.lower.tools import assembly, basic_blocks, build, dequantized, need, quantized, random_bytes, weights
+from tvmcompress.ir import graph
+from tvmcompress.isa import isa_of
+from tvmcompress.lower.pipeline import machine
+from tvmcompress.target import Target
+
+# target, name of the intrinsic, mnemonic in the assembly
+X86 = [
+    ("x86-64-v2", "tvmcompress.pmaddwd_4", "pmaddwd"),
+    ("x86-64-v3", "tvmcompress.pmaddwd_8", "vpmaddwd"),
+    ("skylake-avx512", "tvmcompress.pmaddwd_16", "vpmaddwd"),
+    ("alderlake", "tvmcompress.vpdpbusd_8", "vpdpbusd"),
+    ("icelake-server", "tvmcompress.vpdpbusd_16", "vpdpbusd"),
+]
+ARM = [("rpi5", "tvmcompress.sdot_4", "sdot"), ("cortex-a76", "tvmcompress.sdot_4", "sdot")]
+
+
+REGISTER = {
+    "tvmcompress.vpdpbusd_16": "zmm",
+    "tvmcompress.pmaddwd_16": "zmm",
+    "tvmcompress.vpdpbusd_8": "ymm",
+    "tvmcompress.pmaddwd_8": "ymm",
+}
+
+
+def isa(name: str):
+    target = Target.load(name)
+    return isa_of(target.to_tvm(), target.l1d, target.l2)
+
+
+@pytest.mark.parametrize(("name", "intrinsic", "mnemonic"), X86 + ARM)
+def test_a_target_gets_its_instruction(name: str, intrinsic: str, mnemonic: str) -> None:
+    dot = isa(name).dot
+    assert dot is not None and dot.intrinsic == intrinsic
+    assert dot.mnemonic in mnemonic
+
+
+@pytest.mark.parametrize("name", ["rpi3", "rpi4", "generic-aarch64", "rpi3-32", "riscv64"])
+def test_targets_without_a_dot_product(name: str) -> None:
+    assert isa(name).dot is None
+    assert isa(name).integer_data == "int16"
+
+
+def products(pairs: list[tuple[np.ndarray, np.ndarray]]):
+    """int32 sums of several products, one program."""
+
+    def body(rw, *inputs):
+        sums = []
+        for q, (_, weight) in zip(inputs, pairs):
+            y = relax.op.matmul(dequantized(rw, q, 1.0, 0), weights(rw, weight, 1, 1.0))
+            sums.append(relax.op.astype(rw.emit(y), "int32"))
+        return sums
+
+    return graph.program([(f"x{i}", x.shape, str(x.dtype)) for i, (x, _) in enumerate(pairs)], body)
+
+
+def cases() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Random bytes over the full range, then the extremes at a length where narrower sums would overflow."""
+    pairs = []
+    for kind in ("uint8", "int8"):
+        pairs.append((random_bytes((5, 77), kind, 1), random_bytes((77, 37), "int8", 2)))
+        ends = np.array([np.iinfo(kind).min, np.iinfo(kind).max, 1], kind)
+        columns = np.array([-128, 127, -127, 0, 1] * 4, np.int8)
+        pairs.append((np.repeat(ends[:, None], 1030, 1), np.repeat(columns[None], 1030, 0)))
+    return pairs
+
+
+@pytest.mark.parametrize(("name", "intrinsic", "mnemonic"), [*X86, ("native", "", "")])
+def test_bit_by_bit(name: str, intrinsic: str, mnemonic: str) -> None:
+    need(name)
+    lowered = build(products(cases()), name)
+    assert not lowered.fallbacks
+    assert mnemonic in assembly(lowered)
+    results = machine(lowered)([x for x, _ in cases()])
+    for got, (x, w) in zip(results, cases()):
+        np.testing.assert_array_equal(got, x.astype(np.int64) @ w.astype(np.int64))
+
+
+def convolution(channels: int = 64):
+    weight = random_bytes((64, channels, 3, 3), "int8")
+
+    def body(rw, q):
+        y = rw.emit(relax.op.nn.conv2d(dequantized(rw, q), weights(rw, weight), padding=1))
+        return [quantized(rw, rw.emit(relax.op.nn.relu(y)), 0.5, 0)]
+
+    return graph.program([("x", (1, channels, 14, 28), "uint8")], body)
+
+
+def hot(text: str, mnemonic: str) -> str:
+    """The basic block with most of the instruction: the inner loop."""
+    return max(basic_blocks(text), key=lambda block: block.count(mnemonic))
+
+
+@pytest.mark.parametrize(("name", "intrinsic", "mnemonic"), X86 + ARM)
+@pytest.mark.parametrize("kind", ["convolution", "product"])
+def test_the_inner_loop_is_dot_products(kind: str, name: str, intrinsic: str, mnemonic: str) -> None:
+    pair = random_bytes((32, 256), "uint8"), random_bytes((256, 96), "int8")
+    lowered = build(convolution() if kind == "convolution" else products([pair]), name)
+    loop = hot(assembly(lowered), mnemonic)
+    dots = loop.count(mnemonic)
+    assert dots >= 8
+    scalar = re.findall(r"^\t(imul[lq]?|mul|madd|smaddl|smull)\t", loop, re.MULTILINE)
+    assert len(scalar) * 8 <= dots  # an address now and then
+    if intrinsic in REGISTER:
+        assert f"%{REGISTER[intrinsic]}" in loop
+
+
+@pytest.mark.parametrize(("name", "mnemonic"), [("x86-64-v3", "vfmadd"), ("rpi4", "fmla"), ("rpi3-32", "vfma.f32")])
+def test_float_convolutions_are_vectors(name: str, mnemonic: str) -> None:
+    weight = np.random.default_rng(0).standard_normal((32, 16, 3, 3), np.float32)
+    mod = graph.program(
+        [("x", (1, 16, 14, 28), "float32")], lambda rw, x: [relax.op.nn.conv2d(x, graph.const(weight), padding=1)]
+    )
+    loop = hot(assembly(build(mod, name)), mnemonic)
+    assert loop.count(mnemonic) >= 8
+
+
+@pytest.mark.parametrize("name", ["rpi4", "rpi3-32"])
+def test_without_sdot_products_widen_in_vectors(name: str) -> None:
+    """smlal: int16 products into int32 sums."""
+    assert hot(assembly(build(convolution(), name)), "mlal").count("mlal") >= 8
