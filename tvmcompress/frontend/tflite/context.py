@@ -159,14 +159,19 @@ class Context:
         return expr
 
     def permute(self, expr: Expr, axes: Sequence[int]) -> Expr:
-        """permute_dims, with one that undoes or continues another joined to it."""
+        """permute_dims, joined to the one it undoes or continues; a reshape where only dimensions of 1 move."""
         axes = tuple(int(a) for a in axes)
         if expr in self.permuted:
             expr, before = self.permuted[expr]
             axes = tuple(before[a] for a in axes)
         if axes == tuple(range(len(axes))):
             return expr
-        out = self.emit(relax.op.permute_dims(expr, list(axes)))
+        shape = graph.shape(expr)
+        moved = [a for a in axes if shape[a] != 1]
+        if moved == sorted(moved):
+            out = self.emit(relax.op.reshape(expr, [shape[a] for a in axes]))
+        else:
+            out = self.emit(relax.op.permute_dims(expr, list(axes)))
         self.permuted[out] = (expr, axes)
         return out
 
