@@ -1,6 +1,6 @@
-"""Resize and Upsample: TVM's operator where it does as ONNX says, the rest one axis at a time.
-
 """Resize and Upsample: TVM's operator where it does as ONNX says, else one axis at a time.
+
+Interpolation along one axis is linear in the data: out = M @ in, M made at load from the coordinates. Nearest gathers.
 """
 
 from __future__ import annotations
