@@ -105,5 +105,5 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
     sch.unroll(outer)
     sch.vectorize(inner)
     for block in before:
-        generic.schedule_elementwise(sch, block, isa)
+        generic.schedule_padding(sch, block, isa)
     return sch

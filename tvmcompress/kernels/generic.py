@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import tvm
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
@@ -28,6 +29,10 @@ def extent(sch: Schedule, loops: Iterable[LoopRV]) -> int:
     return total
 
 
+def is_static(sch: Schedule, loop: LoopRV) -> bool:
+    return isinstance(sch.get(loop).extent, tirx.IntImm)
+
+
 def is_reduction(sch: Schedule, block: SBlockRV) -> bool:
     return any(iv.iter_type == tirx.IterVar.CommReduce for iv in sch.get(block).iter_vars)
 
@@ -39,85 +44,140 @@ def around_anchor(sch: Schedule) -> tuple[list[SBlockRV], SBlockRV, list[SBlockR
     return blocks[:at], blocks[at], blocks[at + 1 :]
 
 
-def schedule_elementwise(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
-    """Outer loops parallel, the innermost in vectors."""
-    loops = sch.get_loops(block)
-    if not loops:
-        return
-    inner = loops[-1]
-    size = sch.get(inner).extent
-    outer = loops[:-1]
-    if isinstance(size, tirx.IntImm) and int(size) <= 4 * isa.lanes and int(size) % isa.lanes and outer:
-        # A short odd row: vectors over the rows as one run of memory.
-        inner = sch.fuse(*loops)
-        outer = []
-    work = extent(sch, [*outer, inner])
-    lanes = isa.lanes
-    if isinstance(sch.get(inner).extent, tirx.IntImm) and int(sch.get(inner).extent) >= lanes:
-        rest, vector = sch.split(inner, [None, lanes])
-        sch.vectorize(vector)
-        outer = [*outer, rest]
-    elif isinstance(sch.get(inner).extent, tirx.IntImm):
-        sch.vectorize(inner)
-    if not outer:
-        return
-    if work >= PARALLEL_WORK and isa.cores > 1:
-        _parallel(sch, outer, isa)
+def vector_lanes(sch: Schedule, block: SBlockRV, isa: Isa) -> int:
+    """Elements of the widest dtype that the block touches in one vector register."""
+    regions = [*sch.get(block).reads, *sch.get(block).writes]
+    bits = max((tvm.DataType(str(r.source.ty.dtype)).bits for r in regions), default=32)
+    return max(isa.lanes * 32 // max(bits, 8), 1)
 
 
-def _parallel(sch: Schedule, outer: list[LoopRV], isa: Isa) -> None:
+def parallel(sch: Schedule, outer: list[LoopRV], isa: Isa) -> None:
     """Fuse just enough outer loops to have a few tasks for each core, so that indices stay cheap inside."""
     count = 1
     while count < len(outer) and extent(sch, outer[:count]) < 4 * isa.cores:
         count += 1
-    fused = sch.fuse(*outer[:count]) if count > 1 else outer[0]
-    sch.parallel(fused)
+    sch.parallel(sch.fuse(*outer[:count]) if count > 1 else outer[0])
+
+
+def reads_alike(sch: Schedule, block: SBlockRV) -> bool:
+    """Whether every operand is a single element or has the shape of the result: then all loops are one run of memory."""
+    record = sch.get(block)
+    if len(record.writes) != 1:
+        return False
+    shape = [str(d) for d in record.writes[0].source.ty.shape]
+    for region in record.reads:
+        dims = [str(d) for d in region.source.ty.shape]
+        if dims != shape and any(d != "1" for d in dims):
+            return False
+        if dims == shape and [str(r.min) for r in region.region] != [str(r.min) for r in record.writes[0].region]:
+            return False
+    return True
+
+
+def schedule_elementwise(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
+    """Outer loops parallel, the innermost in vectors; a short innermost axis is unrolled around vectors of the next."""
+    loops = sch.get_loops(block)
+    if not loops:
+        return
+    lanes, work = vector_lanes(sch, block, isa), extent(sch, loops)
+    if len(loops) > 1 and all(is_static(sch, loop) for loop in loops) and reads_alike(sch, block):
+        loops = [sch.fuse(*loops)]
+    *outer, inner = loops
+    size = extent(sch, [inner])
+    if not is_static(sch, inner):
+        pass
+    elif size < lanes and outer and is_static(sch, outer[-1]) and extent(sch, outer[-1:]) >= 4:
+        rows = outer.pop()
+        rows_outer, rows_vector = sch.split(rows, [None, min(lanes, power_of_two(extent(sch, [rows])))])
+        sch.reorder(rows_outer, inner, rows_vector)
+        sch.unroll(inner) if size <= 8 else None
+        sch.vectorize(rows_vector)
+        outer.append(rows_outer)
+    else:
+        outer += _vectorize(sch, inner, lanes, isa)
+    if outer and work >= PARALLEL_WORK and isa.cores > 1:
+        parallel(sch, outer, isa)
+
+
+def schedule_padding(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
+    """A copy into a padded buffer: whether a pixel is inside does not depend on its channels, so those are the vector."""
+    loops = sch.get_loops(block)
+    lanes, work = vector_lanes(sch, block, isa), extent(sch, loops)
+    *outer, inner = loops
+    outer += _vectorize(sch, inner, lanes, isa)
+    if outer and work >= PARALLEL_WORK and isa.cores > 1:
+        parallel(sch, outer, isa)
+
+
+def _vectorize(sch: Schedule, loop: LoopRV, lanes: int, isa: Isa) -> list[LoopRV]:
+    """Make vectors of a loop; what remains outside of them. Tails are masked where that is free, else avoided."""
+    size = extent(sch, [loop])
+    if size <= lanes:
+        sch.vectorize(loop)
+        return []
+    if size % lanes and not isa.masked:
+        while lanes > 4 and size % lanes:
+            lanes //= 2
+    rest, vector = sch.split(loop, [None, lanes])
+    sch.vectorize(vector)
+    return [rest]
+
+
+def power_of_two(value: int) -> int:
+    """The largest one that is not above `value`."""
+    return 1 << (max(value, 1).bit_length() - 1)
 
 
 def schedule_reduction(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
     """Vectors along the last spatial axis where the reduction leaves it; else along the reduction, by partial sums."""
     ivs = sch.get(block).iter_vars
     loops = sch.get_loops(block)
-    spatial = [loop for loop, iv in zip(loops, ivs) if iv.iter_type == tirx.IterVar.DataPar]
-    reduce = [loop for loop, iv in zip(loops, ivs) if iv.iter_type == tirx.IterVar.CommReduce]
     if len(loops) != len(ivs):
         return
-    along_spatial = bool(spatial) and extent(sch, spatial[-1:]) >= isa.lanes
-    if along_spatial:
-        work = extent(sch, loops)
-        outer, inner = spatial[:-1], spatial[-1]
-        rest, vector = sch.split(inner, [None, isa.lanes])
+    spatial = [loop for loop, iv in zip(loops, ivs) if iv.iter_type == tirx.IterVar.DataPar]
+    reduce = [loop for loop, iv in zip(loops, ivs) if iv.iter_type == tirx.IterVar.CommReduce]
+    if not all(is_static(sch, loop) for loop in loops):
+        return
+    work, lanes = extent(sch, loops), vector_lanes(sch, block, isa)
+    contiguous = bool(spatial) and varies_last(sch, block, ivs, spatial, loops)
+    if contiguous and extent(sch, spatial[-1:]) >= min(lanes, 8):
+        *outer, inner = spatial
+        size = extent(sch, [inner])
+        rest, vector = sch.split(inner, [None, min(lanes, power_of_two(size))])
         sch.reorder(*outer, rest, *reduce, vector)
         sch.vectorize(vector)
         if work >= PARALLEL_WORK and isa.cores > 1 and extent(sch, [*outer, rest]) > 1:
-            _parallel(sch, [*outer, rest], isa)
-        start = sch.get_loops(block)[-(len(reduce) + 1)]
-        init = sch.decompose_reduction(block, start)
+            parallel(sch, [*outer, rest], isa)
+        init = sch.decompose_reduction(block, sch.get_loops(block)[-(len(reduce) + 1)])
         sch.vectorize(sch.get_loops(init)[-1])
         return
-    size = sch.get(reduce[-1]).extent
-    if (
-        isinstance(size, tirx.IntImm)
-        and int(size) >= 2 * isa.lanes
-        and int(size) % isa.lanes == 0
-        and len(sch.get(block).writes) == 1
-    ):
-        rest, lane = sch.split(reduce[-1], [None, isa.lanes])
+    rows = spatial
+    size = extent(sch, reduce[-1:])
+    if size >= lanes and len(sch.get(block).writes) == 1 and size % lanes == 0:
+        rest, lane = sch.split(reduce[-1], [None, lanes])
         partial = sch.rfactor(lane, len(spatial))
-        sch.reverse_compute_at(
-            block, sch.get_loops(partial)[len(spatial) - 1], preserve_unit_loops=True
-        ) if spatial else None
-        *_, lane = sch.get_loops(partial)
+        # The partial sums: lanes innermost, initialised and summed as vectors.
         loops = sch.get_loops(partial)
-        lane_at = len(spatial) + len(reduce) - 1
-        lanes = [loop for loop in loops if extent(sch, [loop]) == isa.lanes and loop is not None]
-        del lane_at, lanes
-        rows = loops[: len(spatial)]
-        if rows and extent(sch, loops) >= PARALLEL_WORK and isa.cores > 1 and extent(sch, rows) > 1:
-            _parallel(sch, rows, isa)
-        return
-    if spatial and extent(sch, loops) >= PARALLEL_WORK and isa.cores > 1 and extent(sch, spatial) > 1:
-        _parallel(sch, spatial, isa)
+        rows, steps, lane = loops[: len(spatial)], loops[len(spatial) : -1], loops[-1]
+        sch.vectorize(lane)
+        init = sch.decompose_reduction(partial, steps[0])
+        sch.vectorize(sch.get_loops(init)[-1])
+        if rows:
+            sch.reverse_compute_at(block, rows[-1], preserve_unit_loops=True)
+    if rows and work >= PARALLEL_WORK and isa.cores > 1 and extent(sch, rows) > 1:
+        parallel(sch, rows, isa)
+
+
+def varies_last(sch: Schedule, block: SBlockRV, ivs, spatial: list[LoopRV], loops: list[LoopRV]) -> bool:
+    """Whether the operands' last axis is the last spatial axis, not one that is reduced."""
+    last = next(iv for iv, loop in zip(reversed(list(ivs)), reversed(loops)) if loop.same_as(spatial[-1]))
+    for region in sch.get(block).reads:
+        if not region.region:
+            continue
+        used = str(region.region[-1].min)
+        if any(str(iv.var) in used for iv in ivs if iv.iter_type == tirx.IterVar.CommReduce) and str(last.var) not in used:
+            return False
+    return True
 
 
 def schedule(func: PrimFunc, isa: Isa) -> Schedule:
@@ -135,11 +195,12 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
 def inline(sch: Schedule) -> None:
     """Inline every element-wise block whose result exactly one other block reads."""
     for block in blocks_of(sch):
-        if is_reduction(sch, block) or not sch.get_consumers(block):
+        consumers = sch.get_consumers(block)
+        if is_reduction(sch, block) or not consumers:
             continue
-        if len(sch.get_consumers(block)) > 1 and len(sch.get_producers(block)) > 0:
+        if len(consumers) > 1 and len(sch.get_producers(block)) > 0:
             continue
         try:
             sch.compute_inline(block)
-        except Exception:
+        except Exception:  # TVM's way to say that a block is not a plain expression
             continue

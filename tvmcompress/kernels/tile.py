@@ -130,7 +130,7 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
     if dot:
         sch.tensorize(v_inner, dot)
     for block in before:
-        generic.schedule_elementwise(sch, block, isa)
+        generic.schedule_padding(sch, block, isa)
     return sch
 
 

@@ -18,6 +18,7 @@ from tvmcompress.isa import Isa
 from tvmcompress.kernels import conv2d as conv_kernel
 from tvmcompress.kernels import depthwise as depthwise_kernel
 from tvmcompress.kernels import matmul as matmul_kernel
+from tvmcompress.kernels import movement, normalization
 from tvmcompress.kernels.conv2d import Conv2d
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -31,7 +32,13 @@ class Anchors:
     def __init__(self, isa: Isa) -> None:
         self.isa = isa
         self.done: list[dict] = []
-        self.handlers: dict[str, Callable] = {"relax.nn.conv2d": self.conv2d, "relax.matmul": self.matmul}
+        self.handlers: dict[str, Callable] = {
+            "relax.nn.conv2d": self.conv2d,
+            "relax.matmul": self.matmul,
+            "relax.concat": self.concat,
+            "relax.nn.layer_norm": self.layer_norm,
+            "relax.nn.softmax": self.softmax,
+        }
 
     def __call__(self, rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
         handler = self.handlers.get(op_name(expr))
@@ -51,6 +58,7 @@ class Anchors:
         if not supported(*kinds):
             return None
         x, padding, fill = absorb_padding(rw, expr.args[0], [int(p) for p in a.padding])
+        x = self.whole_steps(rw, x, int(a.groups))
         n, h, w, c = graph.shape(x)
         oc, _, kh, kw = graph.shape(weight)
         pair = lambda v: tuple(int(i) for i in v)  # noqa: E731
@@ -68,6 +76,15 @@ class Anchors:
             primfunc_attrs=ANCHOR,
         )
         return cast_back(rw, call, var)
+
+    def whole_steps(self, rw, x, groups: int):
+        """Channels padded to whole steps of the dot product, by an operator that is fused with what makes `x`.
+
+        Their weights are zeros. Inside the convolution the same padding would be a pass over single bytes.
+        """
+        depth = self.isa.dot.depth if self.isa.dot and graph.dtype(x) in INTEGERS else 1
+        missing = -graph.shape(x)[-1] % depth
+        return rw.emit(relax.op.nn.pad(x, [0, 0, 0, 0, 0, 0, 0, missing])) if missing and groups == 1 else x
 
     def depthwise(self, rw, var, x, weight, conv, fill):
         self.note(var, "depthwise", conv.macs, (graph.dtype(x), graph.dtype(weight)), None)
@@ -107,6 +124,34 @@ class Anchors:
             primfunc_attrs=ANCHOR,
         )
         return cast_back(rw, call, var)
+
+    def concat(self, rw, var, expr):
+        parts = expr.args[0]
+        if not isinstance(parts, relax.Tuple) or expr.attrs.axis is None or graph.dtype(var) == "bool":
+            return None
+        shapes = [graph.shape(f) for f in parts.fields]
+        if any(0 in s for s in shapes):
+            return None
+        kernel = movement.concat(shapes, int(expr.attrs.axis) % len(shapes[0]), graph.dtype(var))
+        name = rw.builder.add_func(kernel, "concat")
+        return relax.op.call_tir(name, list(parts.fields), relax.TensorType(graph.shape(var), graph.dtype(var)))
+
+    def layer_norm(self, rw, var, expr):
+        x, gain, shift = expr.args
+        rank = len(x.ty.shape)
+        if [int(a) % rank for a in expr.attrs.axes] != [rank - 1] or rank < 2 or graph.dtype(x) != "float32":
+            return None
+        epsilon = float(expr.attrs.epsilon)
+        return rw.builder.call_te(
+            lambda a, b, c: normalization.layer_norm(a, b, c, epsilon), x, gain, shift, primfunc_name_hint="layer_norm"
+        )
+
+    def softmax(self, rw, var, expr):
+        x = expr.args[0]
+        rank = len(x.ty.shape)
+        if int(expr.attrs.axis) % rank != rank - 1 or rank < 2 or graph.dtype(x) != "float32" or 0 in graph.shape(x):
+            return None
+        return rw.builder.call_te(normalization.softmax, x, primfunc_name_hint="softmax")
 
     def batched(self, rw, var, x, y):
         dims, n = graph.shape(var), graph.shape(y)[-1]
