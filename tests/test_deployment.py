@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -124,14 +126,19 @@ def test_bfloat16_goes_in_and_out_without_a_copy():
     assert back.dtype == array.dtype and np.shares_memory(back, array)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def board():
-    """This machine as a board behind RPC."""
-    from tvmcompress import serving
+    """This machine as a board behind RPC, its server in a process of its own (it changes its working directory)."""
     from tvmcompress.device import Device
 
-    with Device.open(f"rpc://127.0.0.1:{serving.start(port=19290)}") as device:
-        yield device
+    command = [sys.executable, "-m", "tvmcompress.serving", "--port", "19290"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            address = server.stdout.readline().split()[-1]
+            with Device.open(f"rpc://{address}") as device:
+                yield device
+        finally:
+            server.kill()
 
 
 @pytest.mark.parametrize("prepare", [False, True])

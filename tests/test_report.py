@@ -125,7 +125,7 @@ def test_energy_is_measured_or_it_says_why(report):
         assert all(joules >= 0 for joules in report.energy["package"].values())
     else:
         assert report.energy["package"] is None and report.energy["not_measured"] == why_not != ""
-        assert "not measured" in text_of(report)
+        assert "Energy was not measured: " in text_of(report)
 
 
 def test_json_comes_back(report, tmp_path):
@@ -161,6 +161,15 @@ def test_names_cannot_break_the_page(report):
     layer = {**report.layers[0], "name": evil, "why": evil}
     page = replace(report, package={**report.package, "name": evil}, layers=[layer]).html()
     assert "<img" not in page and page.count("&lt;img") >= 4
+
+
+@pytest.mark.parametrize(("load", "busy"), [(0.1, False), (5000.0, True)])
+def test_a_busy_machine_is_told(report, load, busy):
+    from dataclasses import replace
+
+    told = replace(report, how={**report.how, "load_before": load})
+    assert ("The machine was busy" in text_of(told)) is busy
+    assert ("The machine was busy" in told.html()) is busy
 
 
 def test_a_function_and_a_package_can_be_the_reference(deployment, package):

@@ -97,6 +97,17 @@ def snr_text(row: dict[str, Any] | None) -> str:
     return "exact" if row["exact"] else number_text(row["snr_db"], " dB", 3)
 
 
+def doubts(report: Report) -> list[str]:
+    """What a reader should know before believing the figures."""
+    found = []
+    load, cores = report.how["load_before"], report.how["machine"]["cores"]
+    if load > 0.5 * cores:
+        found.append(f"The machine was busy (load {load:.1f} on {cores} CPUs): do not trust the times.")
+    if not report.energy["package"]:
+        found.append(f"Energy was not measured: {report.energy['not_measured']}.")
+    return found
+
+
 def figures(report: Report) -> list[tuple[str, list[tuple[str, str, str]]]]:
     """The report as text: (section, rows of (what, package, reference)). Terminal and page show the same."""
     size, latency, memory = report.size, report.latency, report.memory

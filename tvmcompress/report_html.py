@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from tvmcompress.report import Report, bytes_text, figures, ms_text, number_text, percent_text, snr_text
+from tvmcompress.report import Report, bytes_text, doubts, figures, ms_text, number_text, percent_text, snr_text
 
 STYLE = """
 :root{--ink:#1c2430;--dim:#66707f;--line:#dde2e9;--ours:#2f6fde;--theirs:#9aa5b5;--warn:#c2571a;--back:#fff;--card:#f6f8fb}
@@ -52,14 +52,9 @@ def render(report: Report) -> str:
         f"<h2>How it was measured</h2>"
         f"<p>{escape(how['when'])}, {escape(machine)}, {escape(how['system'])}. Timed {escape(how['processes'])}; "
         f"load before: {how['load_before']:.1f}. Cold start is loading and the first run in a fresh process.</p>"
-        f"{_no_energy(report)}"
+        f"{''.join(f'<p>{escape(doubt)}</p>' for doubt in doubts(report))}"
         f"<p>Passes applied: {escape('; '.join(report.package['applied']) or 'none')}</p></html>\n"
     )
-
-
-def _no_energy(report: Report) -> str:
-    why = report.energy["not_measured"]
-    return "" if report.energy["package"] else f"<p>Energy was not measured: {escape(why)}</p>"
 
 
 def _cards(report: Report) -> str:

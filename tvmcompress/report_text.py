@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tvmcompress.report import Report, figures, number_text
+from tvmcompress.report import Report, doubts, figures, number_text
 
 MOST_LAYERS = 12
 
@@ -31,9 +31,8 @@ def render(report: Report) -> RenderableType:
         parts.append(_layers(noisy))
     how = report.how
     machine = f"{how['machine']['model']}, {how['threads']} threads"
-    parts.append(Text(f"{machine}; timed {how['processes']}; load before: {how['load_before']:.1f}", "dim"))
-    if not report.energy["package"]:
-        parts.append(Text(f"energy was not measured: {report.energy['not_measured']}", "dim"))
+    parts.append(Text(f"{machine}; timed {how['processes']}", "dim"))
+    parts += [Text(doubt, "dim") for doubt in doubts(report)]
     return Group(*parts)
 
 

@@ -119,6 +119,8 @@ class Program:
     ):
         self.threads = placement.count(threads)
         placement.prepare_environment(self.threads)
+        if cuda:
+            import tvm  # noqa: F401  # loads its CUDA runtime too
         self._ffi = ffi()
         self._lock = threading.Lock()
         self._configured: set[int] = set()

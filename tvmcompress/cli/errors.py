@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from types import FrameType
 from typing import Any
@@ -41,9 +42,11 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
     if not debugging():
         _silence_tvm()
     try:
-        result = command.main(
-            args=list(arguments) if arguments is not None else None, prog_name="tvmcompress", standalone_mode=False
-        )
+        given = None if arguments is None else list(arguments)
+        with warnings.catch_warnings():
+            if not debugging():
+                warnings.simplefilter("ignore")  # what libraries have to say to programmers
+            result = command.main(args=given, prog_name="tvmcompress", standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except BaseException as error:

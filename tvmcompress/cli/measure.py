@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from tvmcompress.cli import models, options, screen
+from tvmcompress.cli import options, screen
 
 
 @click.command(
@@ -51,14 +51,14 @@ def command(
 
     Package and reference are timed in turns, each in a process of its own.
     """
-    from tvmcompress.deployment import deploy
+    from tvmcompress import deploy
     from tvmcompress.samples import load_array
 
     if html is not None:
         options.check_output(html, package, samples, reference)
     if json_path not in (None, "-"):
         options.check_output(Path(str(json_path)), package, samples, reference)
-    deployment = deploy(package, threads=threads, compile=models.compile_reference)
+    deployment = deploy(package, threads=threads)
     with screen.progress() as progress:
         report = deployment.measure(
             samples,

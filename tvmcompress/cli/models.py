@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tvmcompress.model import Model
@@ -26,13 +26,3 @@ def compress_model(
 
     stream = Samples(samples, model.inputs, limit) if samples is not None else None
     return compress(model, Recipe.load(recipe), stream, progress=progress, cache=cache)
-
-
-def compile_reference(model: Any, target: dict) -> Any:
-    """A Model, or the path of one, as a package for the same target: what `measure` compares with."""
-    import json
-
-    from tvmcompress.compilation import compile
-    from tvmcompress.target import Target
-
-    return compile(open_model(Path(model)) if isinstance(model, Path) else model, Target.load(json.dumps(target)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
@@ -105,7 +106,13 @@ def layers(manifest: Mapping[str, Any]) -> list[dict]:
         if name and not notes.get(name, {}).get("quantized"):
             notes[name] = {**notes.get(name, {}), **{k: v for k, v in note.items() if k != "layer"}}
     rows = [{**notes.pop(row["name"].replace(".", "_"), {}), **row} for row in manifest["layers"]]
-    return rows + [{"name": name, **note} for name, note in notes.items()]
+    rows += [{"name": name, **note} for name, note in notes.items()]
+    return [{key: None if is_unbounded(value) else value for key, value in row.items()} for row in rows]
+
+
+def is_unbounded(value: Any) -> bool:
+    """An infinity (the SNR of a layer without error) or NaN: JSON has neither."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _labels(given: Any, samples: Samples) -> np.ndarray | None:
