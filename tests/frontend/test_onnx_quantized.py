@@ -84,7 +84,8 @@ def test_qgemm(rng, transB):
     b = rng.integers(-127, 128, (10, 16) if transB else (16, 10)).astype("int8")
     constants = {
         "as": f32(0.02), "az": np.uint8(100), "b": b, "bs": rng.uniform(0.001, 0.02, 10).astype("float32"),
-        "bz": np.zeros(10, "int8"), "c": rng.integers(-3000, 3000, 10).astype("int32"), "ys": f32(0.06), "yz": np.uint8(120),
+        "bz": np.zeros(10, "int8"), "c": rng.integers(-3000, 3000, 10).astype("int32"),
+        "ys": f32(0.06), "yz": np.uint8(120),
     }  # fmt: skip
     order = ["a", "as", "az", "b", "bs", "bz", "c", "ys", "yz"]
     a = rng.integers(0, 256, (5, 16)).astype("uint8")
@@ -129,7 +130,8 @@ def test_qlinear_concat(rng):
 
 def test_matmul_integer_to_float(rng):
     constants = {
-        "b": rng.integers(-127, 128, (16, 6)).astype("int8"), "as": f32(0.02), "bs": rng.uniform(0.01, 0.02, 6).astype("float32"),
+        "b": rng.integers(-127, 128, (16, 6)).astype("int8"), "as": f32(0.02),
+        "bs": rng.uniform(0.01, 0.02, 6).astype("float32"),
         "az": np.uint8(99), "bz": np.zeros(6, "int8"), "bias": rng.normal(size=6).astype("float32"),
     }  # fmt: skip
     a = rng.integers(0, 256, (3, 16)).astype("uint8")

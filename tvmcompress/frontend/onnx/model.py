@@ -94,13 +94,17 @@ def result_spec(name: str, expr: graph.Expr) -> TensorSpec:
     return TensorSpec(name, tuple(int(d) if hasattr(d, "value") else None for d in dims), graph.dtype(expr))
 
 
+def hint(name: str, names: Sequence[str]) -> str:
+    return did_you_mean(name, names) or f"; the inputs are {', '.join(names)}"
+
+
 def bound_values(inputs: Sequence[onnx.ValueInfoProto], values: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The inputs that the caller made constants, as arrays of the declared dtype."""
     by_name = {i.name: i for i in inputs}
     bound = {}
     for name, value in values.items():
         if name not in by_name:
-            raise ModelError(f"no input '{name}' to bind a value to{did_you_mean(name, by_name)}")
+            raise ModelError(f"no input '{name}' to bind a value to{hint(name, list(by_name))}")
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor_type(by_name[name]).elem_type)
         array = np.asarray(value)
         if array.dtype != dtype and array.dtype.kind not in "iufb":
@@ -114,7 +118,7 @@ def bind_dimensions(inputs: Sequence[onnx.ValueInfoProto], shapes: Shapes) -> di
     names = [i.name for i in inputs]
     for name in shapes:
         if name not in names:
-            raise ModelError(f"no input '{name}' to give a shape to{did_you_mean(name, names)}")
+            raise ModelError(f"no input '{name}' to give a shape to{hint(name, names)}")
     sizes: dict[str, Any] = {}
     for value in inputs:
         if not has_tensor(value):

@@ -74,6 +74,22 @@ def is_inf(node: Node) -> graph.Expr:
     return op.equal(x, infinity) if positive or negative else op.full_like(x, graph.const(np.array(False)), "bool")
 
 
+def clip(node: Node) -> graph.Expr:
+    """One operator where the bounds are known: passes and kernels recognise it. (TVM's takes care of NaN with four.)"""
+    if not node.dtype(0).startswith("float"):
+        return NotImplemented
+    bounds = []
+    for index, name, default in ((1, "min", -math.inf), (2, "max", math.inf)):
+        known = node.known(index) if node.has(index) else np.array(node.attr(name, default))
+        if known is None or known.size != 1:
+            return NotImplemented
+        bounds.append(float(known.reshape(-1)[0]))
+    low, high = bounds
+    if low == 0 and high == math.inf:
+        return op.nn.relu(node.x(0))
+    return op.clip(node.x(0), low, high) if low <= high and np.isfinite(bounds).all() else NotImplemented
+
+
 def eye_like(node: Node) -> np.ndarray:
     from onnx.helper import tensor_dtype_to_np_dtype
 
@@ -122,6 +138,7 @@ def softplus_of(node: Node, x: graph.Expr, zero: graph.Expr) -> graph.Expr:
 
 
 TABLE = {
+    "Clip": clip,
     "Pow": power,
     "Mod": mod,
     "BitShift": bit_shift,
