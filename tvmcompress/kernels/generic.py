@@ -156,14 +156,24 @@ def schedule_reduction(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
     if size >= lanes and len(sch.get(block).writes) == 1 and size % lanes == 0:
         rest, lane = sch.split(reduce[-1], [None, lanes])
         partial = sch.rfactor(lane, len(spatial))
-        # The partial sums: lanes innermost, initialised and summed as vectors.
         loops = sch.get_loops(partial)
-        rows, steps, lane = loops[: len(spatial)], loops[len(spatial) : -1], loops[-1]
-        sch.vectorize(lane)
-        init = sch.decompose_reduction(partial, steps[0])
-        sch.vectorize(sch.get_loops(init)[-1])
+        rows = loops[: len(spatial)]
         if rows:
+            # Before the initialisation is split off: after that TVM no longer sees a reduction.
+            spread(sch, rows, work, isa)
+            loops = sch.get_loops(partial)
+            rows = loops[: -1 - len(reduce)]
             sch.reverse_compute_at(block, rows[-1], preserve_unit_loops=True)
+        # The partial sums: lanes innermost, initialised and summed as vectors.
+        sch.vectorize(loops[-1])
+        init = sch.decompose_reduction(partial, loops[-1 - len(reduce)])
+        sch.vectorize(sch.get_loops(init)[-1])
+        return
+    spread(sch, rows, work, isa)
+
+
+def spread(sch: Schedule, rows: list[LoopRV], work: int, isa: Isa) -> None:
+    """Rows in parallel when there is enough to do."""
     if rows and work >= PARALLEL_WORK and isa.cores > 1 and extent(sch, rows) > 1:
         parallel(sch, rows, isa)
 
