@@ -3,7 +3,7 @@
     conv2d(dequantize(q, sx, zx), dequantize(W, sw)) -> dequantize(conv2d_i32(pad(q, zx), W) - zx * sum(W), sx * sw)
     add(dequantize(i32, s), bias)                    -> dequantize(i32 + round(bias / s), s)
     quantize(relu(dequantize(i32, s)), sy, zy)       -> requantize(i32, s / sy, zy, clip at zy)
-    move(dequantize(q, s, z))                        -> dequantize(move(q), s, z)        reshape, max_pool, pad, concat …
+    move(dequantize(q, s, z))                        -> dequantize(move(q), s, z)        reshape, max_pool, pad …
     quantize(f(dequantize(q, s, z)), sy, zy)         -> table[q]                         f element-wise: 256 entries
 
 The result is again a Relax program; its int32 convolutions and matrix products are what `kernels` runs on dot-product
@@ -44,6 +44,11 @@ MOVES = {
         "nn.batch_flatten",
     ]
 }
+RESHAPES = {"relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten", "relax.nn.batch_flatten"}
+
+
+def ints(values) -> list[int]:
+    return [int(v) for v in values]
 
 
 @dataclass(frozen=True)
@@ -226,7 +231,7 @@ class Integer:
     # -- products --------------------------------------------------------------------------------------------------
 
     def weights(self, rw: Rewriter, expr: Expr, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Constant weights with their zero point taken off (int8, or int16 where it must be) and scales along `axis`."""
+        """Constant weights with their zero point taken off (int8, or int16 if it must be) and scales along `axis`."""
         found = self.read(rw, expr)
         if found is None or not found.constant or not graph.is_const(found.q) or graph.dtype(found.q) not in BYTES:
             return None
@@ -317,9 +322,11 @@ class Integer:
             return None
         value, rank = graph.value(other), len(sums.q.ty.shape)
         channels = graph.shape(sums.q)[-1]
+        if value.ndim > rank:
+            return None
         if value.size == 1:
             return np.broadcast_to(value.reshape(()), (channels,))
-        if value.ndim > rank or value.size != channels or value.shape[-1] != channels:
+        if value.size != channels or value.shape[-1] != channels:
             return None
         return value.reshape(channels)
 
@@ -370,10 +377,19 @@ class Integer:
     # -- data movement ---------------------------------------------------------------------------------------------
 
     def move(self, rw, var, expr):
+        if graph.is_const(expr.args[0]) and graph.has_static_shape(var):
+            return self.move_constant(expr, graph.shape(var))
         found = self.byte(rw, expr.args[0])
         if found is None:
             return self.move_weights(rw, var, expr)
         return self.make(rw, relax.Call(expr.op, [found.q, *expr.args[1:]], expr.attrs, expr.ty_args), found, var)
+
+    def move_constant(self, expr, dims: tuple[int, ...]) -> Expr | None:
+        """An imported bias on its way to `add`: reshaped and permuted now."""
+        value, name = graph.value(expr.args[0]), op_name(expr)
+        if name == "relax.permute_dims" and expr.attrs.axes is not None:
+            return graph.const(value.transpose(ints(expr.attrs.axes)))
+        return graph.const(value.reshape(dims)) if name in RESHAPES else None
 
     def move_weights(self, rw, var, expr):
         """permute_dims of quantized weights: done at compile time, the axis of the scales moved along."""
