@@ -88,14 +88,17 @@ class Package:
 
     @property
     def name(self) -> str:
+        """What it is called in reports."""
         return self.manifest["name"]
 
     @cached_property
     def inputs(self) -> tuple[TensorSpec, ...]:
+        """Names, shapes and dtypes, in the order of the model's own."""
         return tuple(spec_from_json(s) for s in self.manifest["inputs"])
 
     @cached_property
     def outputs(self) -> tuple[TensorSpec, ...]:
+        """The same of what comes out; a dimension that depends on data is None."""
         return tuple(spec_from_json(s) for s in self.manifest["outputs"])
 
     @property

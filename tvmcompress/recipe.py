@@ -36,6 +36,7 @@ class Recipe:
 
     @property
     def needs_samples(self) -> bool:
+        """Whether a pass of it calibrates."""
         return any(step.needs_samples for step in self.passes)
 
     @classmethod

@@ -32,6 +32,7 @@ class Report:
     how: dict  # when, machine, threads, load_before, processes …
 
     def json(self) -> dict:
+        """The fields, and the schema's number."""
         return {"schema": SCHEMA, **asdict(self)}
 
     def save(self, path: str | os.PathLike) -> None:
@@ -65,6 +66,7 @@ class Report:
         return render(self)
 
     def save_html(self, path: str | os.PathLike) -> None:
+        """Write `html()`, whole or not at all."""
         with atomic_write(path) as temporary:
             temporary.write_text(self.html(), encoding="utf-8")
 
