@@ -16,7 +16,7 @@ SMALL = 1 << 16  # bytes; a result up to this size is always folded
 GROWTH = 4  # a larger one only if it is not this many times larger than what it was made of
 
 
-def fold(node: onnx.NodeProto, arrays: list[np.ndarray | None], opset: int) -> list[np.ndarray] | None:
+def fold(node: onnx.NodeProto, arrays: list[np.ndarray | None], opset: int) -> list[np.ndarray | None] | None:
     """The outputs of a node whose inputs are all known, or None where it is better computed at run time."""
     from onnx.reference import ReferenceEvaluator
 

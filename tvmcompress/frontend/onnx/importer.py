@@ -234,7 +234,8 @@ def last_uses(nodes: Sequence[onnx.NodeProto], keep: Iterable[str]) -> dict[int,
     for index, node in enumerate(nodes):
         for name in reads(node):
             last[name] = index
-    kept, by_node = set(keep), {}
+    kept = set(keep)
+    by_node: dict[int, list[str]] = {}
     for name, index in last.items():
         if name and name not in kept:
             by_node.setdefault(index, []).append(name)

@@ -179,7 +179,7 @@ def spec_of(value: onnx.ValueInfoProto, sizes: dict[str, Any]) -> TensorSpec:
         raise OpenShapeError(
             f"input '{value.name}' has open dimensions ({show(dims)}); bind them with --shape {value.name}={example}"
         )
-    return TensorSpec(value.name, tuple(int(d) for d in resolved), dtype)
+    return TensorSpec(value.name, tuple(int(d or 0) for d in resolved), dtype)
 
 
 def stated_shapes(body: onnx.GraphProto, sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -191,5 +191,5 @@ def stated_shapes(body: onnx.GraphProto, sizes: dict[str, Any]) -> dict[str, tup
             continue
         dims = [d.dim_value if d.HasField("dim_value") else sizes.get(d.dim_param or "") for d in declared.shape.dim]
         if all(d is not None for d in dims):
-            stated[value.name] = tuple(dims)
+            stated[value.name] = tuple(int(d or 0) for d in dims)
     return stated

@@ -23,7 +23,7 @@ BROKEN: set[str] = {"Scan", "Optional", "MatMulInteger16"}
 
 
 @functools.cache
-def table() -> dict[str, type]:
+def table() -> dict[str, Any]:
     from tvm.relax.frontend.onnx import onnx_frontend
 
     return dict(onnx_frontend._get_convert_map())

@@ -8,7 +8,7 @@ import numpy as np
 from tvm import relax
 
 from tvmcompress.frontend.onnx.node import Node
-from tvmcompress.frontend.onnx.operators.layers import scalar
+from tvmcompress.frontend.onnx.operators.common import scalar
 from tvmcompress.ir import graph
 
 op = relax.op
@@ -97,7 +97,8 @@ def eye_like(node: Node) -> np.ndarray:
 
     kind = node.attr("dtype")
     dtype = tensor_dtype_to_np_dtype(kind) if kind else numpy_dtype(node.dtype(0))
-    return np.eye(*node.shape(0), node.attr("k", 0)).astype(dtype)
+    rows, columns = node.shape(0)
+    return np.eye(rows, columns, node.attr("k", 0)).astype(dtype)
 
 
 def trilu(node: Node) -> graph.Expr:

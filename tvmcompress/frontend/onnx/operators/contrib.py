@@ -10,7 +10,8 @@ from tvm import relax
 from tvmcompress.errors import ModelError
 from tvmcompress.frontend.onnx.node import Node
 from tvmcompress.frontend.onnx.operators import quantized as q
-from tvmcompress.frontend.onnx.operators.layers import convolve, scalar
+from tvmcompress.frontend.onnx.operators.common import scalar
+from tvmcompress.frontend.onnx.operators.layers import convolve
 from tvmcompress.frontend.onnx.operators.recurrent import activation
 from tvmcompress.ir import graph
 

@@ -9,6 +9,7 @@ from tvm import relax
 
 from tvmcompress.errors import ModelError
 from tvmcompress.frontend.onnx.node import Node
+from tvmcompress.frontend.onnx.operators.common import take
 from tvmcompress.frontend.onnx.values import Known, Value
 from tvmcompress.ir import graph
 
@@ -39,7 +40,8 @@ def select(node: Node, condition: graph.Expr, yes: Value, no: Value) -> graph.Ex
 def loop(node: Node) -> list[Value]:
     """Unrolled. The trip count, or else the condition at every turn, must be known; a runtime condition masks."""
     body = node.attr("body")
-    trips = int(node.known(0).reshape(-1)[0]) if node.known(0) is not None else None
+    limit = node.known(0)
+    trips = None if limit is None else int(limit.reshape(-1)[0])
     condition: Value = node.inputs[1] if node.has(1) else Known(np.array(True))
     if trips is None and node.has(0) and not isinstance(condition, Known):
         raise node.unknown(0, "trip count")
@@ -97,9 +99,7 @@ def scan_8(node: Node) -> list[Value]:
     batch = node.shape(1)[0]
     results = []
     for b in range(batch):
-        picked = [
-            node.emit(relax.op.take(node.as_expr(v), graph.const(b, "int64"), 0), "sample") for v in node.inputs[1:]
-        ]
+        picked = [node.emit(take(node.as_expr(v), graph.const(b, "int64"), 0), "sample") for v in node.inputs[1:]]
         results.append(scanned(node, picked))
     return [
         node.emit(relax.op.stack([node.as_expr(r[i]) for r in results], 0), "batch") for i in range(len(results[0]))
@@ -122,7 +122,7 @@ def scanned(node: Node, inputs: list[Value]) -> list[Value]:
         slices = []
         for stream, axis, back in zip(streams, axes, backward):
             position = length - 1 - turn if back else turn
-            slices.append(node.emit(relax.op.take(stream, graph.const(position, "int64"), axis), "slice"))
+            slices.append(node.emit(take(stream, graph.const(position, "int64"), axis), "slice"))
         results = node.importer.subgraph(node, body, [*carried, *slices], f"turn{turn}")
         carried = results[:states]
         for values, value in zip(collected, results[states:]):

@@ -9,11 +9,21 @@ from tvm import relax
 
 from tvmcompress.errors import ModelError
 from tvmcompress.frontend.onnx.node import Node
-from tvmcompress.frontend.onnx.operators.layers import scalar
+from tvmcompress.frontend.onnx.operators.common import integer, scalar, take
 from tvmcompress.frontend.onnx.values import Value
 from tvmcompress.ir import graph
 
 op = relax.op
+
+
+def stated_or_known(node: Node, index: int, what: str, axis: int) -> int:
+    """A length: the value of an input, or else that axis of the shape that the model states for the result."""
+    known, stated = node.known(index), node.declared()
+    if known is not None:
+        return int(known.reshape(-1)[0])
+    if stated is None:
+        raise node.unknown(index, what)
+    return stated[axis]
 
 
 def top_k(node: Node) -> list[graph.Expr]:
@@ -21,10 +31,7 @@ def top_k(node: Node) -> list[graph.Expr]:
     axis = node.attr("axis", -1) % len(dims)
     k = node.attr("k")
     if k is None:
-        known, stated = node.known(1), node.declared()
-        if known is None and stated is None:
-            raise node.unknown(1, "k")
-        k = int(known.reshape(-1)[0]) if known is not None else stated[axis]
+        k = stated_or_known(node, 1, "k", axis)
     pair = node.emit(op.topk(node.x(0), k, axis, "both", bool(node.attr("largest", 1)), "int64"), "both")
     return [node.emit(relax.TupleGetItem(pair, 0)), node.emit(relax.TupleGetItem(pair, 1), "indices")]
 
@@ -33,10 +40,7 @@ def one_hot(node: Node) -> graph.Expr:
     """off + (index == position) * (on - off); the depth unknown, the stated shape gives it."""
     dims = node.shape(0)
     axis = node.attr("axis", -1) % (len(dims) + 1)
-    known, stated = node.known(1), node.declared()
-    if known is None and stated is None:
-        raise node.unknown(1, "depth")
-    depth = int(known.reshape(-1)[0]) if known is not None else stated[axis]
+    depth = stated_or_known(node, 1, "depth", axis)
     index = node.x(0)
     if graph.dtype(index) != "int64":
         index = node.emit(op.astype(index, "int64"), "int64")
@@ -46,7 +50,7 @@ def one_hot(node: Node) -> graph.Expr:
     shape = [1] * (len(dims) + 1)
     shape[axis] = depth
     same = node.emit(op.equal(index, graph.const(np.arange(depth, dtype="int64").reshape(shape))), "same")
-    off, on = (node.emit(op.take(node.x(2), graph.const(np.array(i, "int64")), 0), "value") for i in (0, 1))
+    off, on = (node.emit(take(node.x(2), graph.const(np.array(i, "int64")), 0), "value") for i in (0, 1))
     return op.where(same, on, off)
 
 
@@ -197,6 +201,22 @@ def bit_cast(node: Node) -> graph.Expr:
     return node.importer.builder.call_te(compute, node.x(0), primfunc_name_hint="bit_cast")
 
 
+def gather(node: Node) -> graph.Expr:
+    """Negative indices count from the end; those beyond it are clipped."""
+    dims = node.shape(0)
+    axis = node.attr("axis", 0) % len(dims)
+    known = node.known(1)
+    if known is not None:
+        if known.size and (known.min() < -dims[axis] or known.max() >= dims[axis]):
+            raise ModelError(f"an index is outside the {dims[axis]} elements of axis {axis}")
+        index = graph.const(np.where(known < 0, known + dims[axis], known).astype("int64"))
+    else:
+        index = node.x(1) if node.dtype(1) == "int64" else node.emit(op.astype(node.x(1), "int64"), "int64")
+        from_end = op.add(index, integer(dims[axis]))
+        index = node.emit(op.where(op.less(index, integer(0)), from_end, index), "index")
+    return take(node.x(0), index, axis)
+
+
 def affine_grid(node: Node) -> list | object:
     """The size unknown, the stated shape gives it; the number of channels plays no part."""
     stated = node.declared()
@@ -207,6 +227,7 @@ def affine_grid(node: Node) -> list | object:
 
 
 TABLE = {
+    "Gather": gather,
     "AffineGrid": affine_grid,
     "TopK": top_k,
     "OneHot": one_hot,

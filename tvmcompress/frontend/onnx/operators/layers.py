@@ -9,6 +9,7 @@ from tvm import relax
 
 from tvmcompress.errors import ModelError
 from tvmcompress.frontend.onnx.node import Node
+from tvmcompress.frontend.onnx.operators.common import scalar
 from tvmcompress.ir import graph
 
 LAYOUTS = {1: ("NCW", "OIW"), 2: ("NCHW", "OIHW"), 3: ("NCDHW", "OIDHW")}
@@ -90,12 +91,6 @@ def gemm(node: Node) -> graph.Expr:
     return node.emit(relax.op.add(result, bias), "bias")
 
 
-def scalar(value: float, kind: str) -> graph.Expr:
-    from tvmcompress.spec import numpy_dtype
-
-    return graph.const(np.asarray(value).astype(numpy_dtype(kind)))
-
-
 def operand(node: Node, index: int, transposed: int) -> graph.Expr:
     """A Gemm operand as a matrix in order; a constant, or a dequantized constant, is transposed at load."""
     x = node.x(index)
@@ -137,7 +132,8 @@ def conv_transpose(node: Node) -> graph.Expr | list:
         extra[i] += max(-total, 0)
         total = max(total, 0)
         half = total // 2 if node.attr("auto_pad", "NOTSET") == "SAME_UPPER" else total - total // 2
-        before.append(half), after.append(total - half)
+        before.append(half)
+        after.append(total - half)
     attrs = {k: v for k, v in node.attributes.items() if k in ("strides", "dilations", "group", "kernel_shape")}
     return node.call("ConvTranspose", node.inputs, pads=before + after, output_padding=extra, **attrs)
 

@@ -8,7 +8,7 @@ import numpy as np
 from tvm import relax
 
 from tvmcompress.frontend.onnx.node import Node
-from tvmcompress.frontend.onnx.operators.layers import scalar
+from tvmcompress.frontend.onnx.operators.common import scalar, take
 from tvmcompress.ir import graph
 
 op = relax.op
@@ -117,14 +117,14 @@ def max_pool(node: Node) -> list[graph.Expr]:
     kind = graph.dtype(x)
     lowest = np.asarray(-np.inf if kind.startswith("float") else np.iinfo(kind).min).astype(kind)
     lines = node.emit(op.reshape(x, (dims[0], dims[1], math.prod(dims[2:]))), "flat")
-    taken = node.emit(op.take(lines, graph.const(index), 2), "windows")
+    taken = node.emit(take(lines, graph.const(index), 2), "windows")
     taken = node.emit(op.where(graph.const(mask), taken, graph.const(lowest)), "inside")
     best = node.emit(op.argmax(taken, 3), "argmax")
     values = node.emit(op.reshape(node.emit(op.max(taken, [3]), "max"), (dims[0], dims[1], *out)))
     look = by_column if node.attr("storage_order", 0) else index
     offsets = graph.const(np.arange(len(index), dtype="int64") * index.shape[1])
     position = node.emit(op.add(node.emit(op.astype(best, "int64"), "best"), offsets), "position")
-    found = node.emit(op.take(graph.const(np.ascontiguousarray(look).reshape(-1)), position, 0), "found")
+    found = node.emit(take(graph.const(np.ascontiguousarray(look).reshape(-1)), position, 0), "found")
     bases = np.arange(dims[0] * dims[1], dtype="int64").reshape(dims[0], dims[1], 1) * math.prod(dims[2:])
     found = node.emit(op.add(found, graph.const(bases)), "index")
     return [values, node.emit(op.reshape(found, (dims[0], dims[1], *out)), "indices")]

@@ -10,7 +10,8 @@ from tvm import relax
 
 from tvmcompress.errors import ModelError
 from tvmcompress.frontend.onnx.node import Node
-from tvmcompress.frontend.onnx.operators.layers import convolve, scalar
+from tvmcompress.frontend.onnx.operators.common import scalar
+from tvmcompress.frontend.onnx.operators.layers import convolve
 from tvmcompress.frontend.onnx.values import Known
 from tvmcompress.ir import graph, ops
 
@@ -235,11 +236,11 @@ def out_kind(node: Node, zero: int, like: int = 0) -> str:
 
 def int_bias(node: Node, index: int, x_scale: int, w_scale: int, shape: tuple[int, ...], axis: int) -> graph.Expr:
     """An int32 bias in units of x_scale * w_scale."""
-    known = [node.known(i) for i in (index, x_scale, w_scale)]
-    if all(k is not None for k in known):
-        unit = (known[1].astype("float32").reshape(-1) * known[2].astype("float32").reshape(-1)).astype("float32")
+    known, a, b = (node.known(i) for i in (index, x_scale, w_scale))
+    if known is not None and a is not None and b is not None:
+        unit = a.astype("float32").reshape(-1) * b.astype("float32").reshape(-1)
         unit = unit.reshape(()) if unit.size == 1 else unit
-        bias = known[0].astype("int32").reshape(shape)
+        bias = known.astype("int32").reshape(shape)
         zero = np.zeros(unit.shape, "int32")
         return node.emit(
             relax.op.dequantize(graph.const(bias), graph.const(unit), graph.const(zero), axis, "float32"), "bias_float"

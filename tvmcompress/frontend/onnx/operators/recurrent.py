@@ -13,7 +13,7 @@ from tvm import relax
 
 from tvmcompress.errors import ModelError, did_you_mean
 from tvmcompress.frontend.onnx.node import Node
-from tvmcompress.frontend.onnx.operators.layers import scalar
+from tvmcompress.frontend.onnx.operators.common import scalar, take
 from tvmcompress.ir import graph
 
 Activation = Callable[[graph.Expr], graph.Expr]
@@ -102,7 +102,7 @@ def direction_of(node: Node, index: int, direction: int) -> graph.Expr | None:
     value = node.known(index)
     if value is not None and graph.is_const(node.x(index)):
         return graph.const(np.ascontiguousarray(value[direction]))
-    return node.emit(relax.op.take(node.x(index), graph.const(direction, "int64"), 0), f"direction{direction}")
+    return node.emit(take(node.x(index), graph.const(direction, "int64"), 0), f"direction{direction}")
 
 
 def transposed(node: Node, matrix: graph.Expr) -> graph.Expr:
@@ -176,7 +176,7 @@ def rnn_step(layer: Layer, x: graph.Expr, state: list[graph.Expr], _peepholes: N
     return [layer.act(0, layer.emit(relax.op.add(x, layer.emit(relax.op.matmul(state[0], layer.recurrent)))))]
 
 
-STEPS = {"LSTM": lstm_step, "GRU": gru_step, "RNN": rnn_step}
+STEPS: dict[str, Callable[..., list[graph.Expr]]] = {"LSTM": lstm_step, "GRU": gru_step, "RNN": rnn_step}
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 DEFAULTS = {"LSTM": ["Sigmoid", "Tanh", "Tanh"], "GRU": ["Sigmoid", "Tanh"], "RNN": ["Tanh"]}
 
@@ -193,7 +193,8 @@ def recurrent(node: Node) -> list[graph.Expr | None]:
     hidden = node.attr("hidden_size") or node.shape(2)[-1]
     states = 2 if node.op == "LSTM" else 1
     flat = node.emit(op.reshape(x, (time * batch, inputs)), "flat")
-    outputs, last = [], [[] for _ in range(states)]
+    outputs: list[list[graph.Expr]] = []
+    last: list[list[graph.Expr]] = [[] for _ in range(states)]
     for d in range(directions):
         backward = direction == "reverse" or d == 1
         steps, final = one_direction(node, flat, d, backward, time, batch, hidden, states, kind)
@@ -236,7 +237,7 @@ def one_direction(
     zero = graph.const(np.zeros((batch, hidden), graph.value(scalar(0, kind)).dtype))
     rows: list[graph.Expr] = [zero] * time
     for t in reversed(range(time)) if backward else range(time):
-        x_t = node.emit(op.take(projected, graph.const(t, "int64"), 0), "x")
+        x_t = node.emit(take(projected, graph.const(t, "int64"), 0), "x")
         new = STEPS[node.op](layer, x_t, state, peepholes)
         if lengths is None:
             state, rows[t] = new, new[0]
@@ -266,7 +267,7 @@ def initial(node: Node, index: int, d: int, batch: int, hidden: int, kind: str) 
     if not node.has(index):
         return graph.const(np.zeros((batch, hidden), graph.value(scalar(0, kind)).dtype))
     if node.attr("layout", 0):  # (N, D, H)
-        return node.emit(relax.op.take(node.x(index), graph.const(d, "int64"), 1), "initial")
+        return node.emit(take(node.x(index), graph.const(d, "int64"), 1), "initial")
     state = direction_of(node, index, d)
     assert state is not None
     return state

@@ -9,7 +9,7 @@ import numpy as np
 from tvm import relax
 
 from tvmcompress.frontend.onnx.node import Node
-from tvmcompress.frontend.onnx.operators.layers import scalar
+from tvmcompress.frontend.onnx.operators.common import scalar
 from tvmcompress.frontend.onnx.operators.shapes import axes_of
 from tvmcompress.ir import graph
 from tvmcompress.spec import numpy_dtype

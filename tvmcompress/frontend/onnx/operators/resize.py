@@ -12,6 +12,7 @@ from tvm import relax
 
 from tvmcompress.errors import ModelError
 from tvmcompress.frontend.onnx.node import Node
+from tvmcompress.frontend.onnx.operators.common import take
 from tvmcompress.ir import graph
 
 
@@ -86,7 +87,7 @@ def resized(node: Node, out: list[int], factor: list[float], mode: str, roi: lis
         if kind == "nearest":
             index = nearest(x_at, node.attr("nearest_mode", "floor" if node.opset < 11 else "round_prefer_floor"))
             index = np.clip(index, 0, dims[axis] - 1).astype("int64")
-            x = node.emit(relax.op.take(x, graph.const(index), axis), f"axis{axis}")
+            x = node.emit(take(x, graph.const(index), axis), f"axis{axis}")
         else:
             matrix = weights(node, x_at, dims[axis], factor[axis], kind)
             x = along(node, x, matrix.astype(node.dtype(0)), axis)

@@ -12,6 +12,7 @@ from tvm import relax
 
 from tvmcompress.errors import ModelError
 from tvmcompress.frontend.onnx.node import Node
+from tvmcompress.frontend.onnx.operators.common import integer, take
 from tvmcompress.frontend.onnx.values import Value
 from tvmcompress.ir import graph
 from tvmcompress.spec import numpy_dtype
@@ -137,7 +138,7 @@ def slice_(node: Node) -> graph.Expr:
         parts = [node.known(i) for i in range(1, 5)]
         if any(node.has(i) and p is None for i, p in enumerate(parts, 1)):
             return slice_unknown(node)
-        starts, ends = parts[0].tolist(), parts[1].tolist()
+        starts, ends = node.need(1, "starts").tolist(), node.need(2, "ends").tolist()
         axes = parts[2].tolist() if parts[2] is not None else list(range(len(starts)))
         steps = parts[3].tolist() if parts[3] is not None else [1] * len(starts)
     x = node.x(0)
@@ -150,16 +151,20 @@ def slice_(node: Node) -> graph.Expr:
             continue
         if count == 0 or step < 0:
             # Empty and backward slices: TVM's strided_slice reads them differently, a gather is plain.
-            x = node.emit(relax.op.take(x, graph.const(np.arange(low, high, step, dtype="int64")), axis), f"axis{axis}")
+            x = node.emit(take(x, graph.const(np.arange(low, high, step, dtype="int64")), axis), f"axis{axis}")
             continue
-        used.append(axis), begin.append(low), end.append(low + (count - 1) * step + 1), stride.append(step)
+        used.append(axis)
+        begin.append(low)
+        end.append(low + (count - 1) * step + 1)
+        stride.append(step)
     return relax.op.strided_slice(x, used, begin, end, stride) if used else x
 
 
 def slice_unknown(node: Node) -> graph.Expr:
     """Runtime starts and ends: the stated shape says how many, a clipped gather takes them."""
     dims, stated = node.shape(0), node.declared()
-    axes = node.known(3).tolist() if node.has(3) and node.known(3) is not None else None
+    known = node.known(3)
+    axes = None if known is None else known.tolist()
     if axes is None and not node.has(3):
         axes = list(range(node.shape(1)[0]))
     if stated is None or axes is None:
@@ -179,16 +184,12 @@ def slice_unknown(node: Node) -> graph.Expr:
         start = node.emit(relax.op.minimum(relax.op.maximum(start, integer(0)), integer(max(size - 1, 0))), "start")
         steps_taken = relax.op.multiply(graph.const(np.arange(count, dtype="int64")), step)
         indices = node.emit(clipped(relax.op.add(steps_taken, start), 0, max(size - 1, 0)), "indices")
-        x = node.emit(relax.op.take(x, indices, axis), f"axis{axis}")
+        x = node.emit(take(x, indices, axis), f"axis{axis}")
     return x
 
 
 def clipped(x: graph.Expr, low: int, high: int) -> graph.Expr:
     return relax.op.minimum(relax.op.maximum(x, integer(low)), integer(high))
-
-
-def integer(value: int) -> graph.Expr:
-    return graph.const(value, "int64")
 
 
 def int64(node: Node, index: int) -> graph.Expr:
@@ -198,7 +199,7 @@ def int64(node: Node, index: int) -> graph.Expr:
 
 def element(node: Node, vector: graph.Expr, position: int) -> graph.Expr:
     """One element of a runtime vector, as a scalar."""
-    return node.emit(relax.op.take(vector, integer(position), 0), "element")
+    return node.emit(take(vector, integer(position), 0), "element")
 
 
 def pad(node: Node) -> graph.Expr:
@@ -210,8 +211,7 @@ def pad(node: Node) -> graph.Expr:
         fill = graph.const(np.asarray(node.attr("value", 0.0)).astype(node.dtype(0)))
         axes = list(range(rank))
     else:
-        axes = axes_of(node, 3, rank) if node.has(3) else None
-        axes = list(range(rank)) if axes is None else axes
+        axes = (axes_of(node, 3, rank) if node.has(3) else None) or list(range(rank))
         known = node.known(1)
         pads = None if known is None else known.reshape(-1).tolist()
         fill = node.x(2) if node.has(2) else None
@@ -265,7 +265,7 @@ def pad_by_gather(
             )
         else:
             index = clipped(position, 0, length - 1)
-        taken = node.emit(relax.op.take(x, node.emit(index, "index"), axis), f"axis{axis}")
+        taken = node.emit(take(x, node.emit(index, "index"), axis), f"axis{axis}")
         if mode == "constant":
             inside = relax.op.logical_and(
                 relax.op.greater_equal(position, integer(0)), relax.op.less_equal(position, last)
@@ -300,9 +300,7 @@ def split(node: Node) -> list[graph.Expr]:
         return [node.x(0)]
     if 0 in sizes:
         ends = np.cumsum(sizes)
-        return [
-            relax.op.take(node.x(0), graph.const(np.arange(e - s, e, dtype="int64")), axis) for s, e in zip(sizes, ends)
-        ]
+        return [take(node.x(0), graph.const(np.arange(e - s, e, dtype="int64")), axis) for s, e in zip(sizes, ends)]
     parts = node.emit(relax.op.split(node.x(0), [int(i) for i in np.cumsum(sizes)[:-1]], axis), "parts")
     return [node.emit(relax.TupleGetItem(parts, i)) for i in range(len(sizes))]
 
@@ -325,7 +323,7 @@ def range_(node: Node) -> graph.Expr:
     """start + i * delta; how many is what the model states, where the limit is not known."""
     parts = [node.known(i) for i in range(3)]
     if all(p is not None for p in parts):
-        start, limit, delta = (p.item() for p in parts)
+        start, limit, delta = (node.need(i, "range").item() for i in range(3))
         return graph.const(np.arange(start, limit, delta, dtype=node.dtype(0)))
     stated = node.declared()
     if stated is None:

@@ -9,6 +9,7 @@ from tvm import relax
 
 from tvmcompress.errors import ModelError
 from tvmcompress.frontend.onnx.node import Node
+from tvmcompress.frontend.onnx.operators.common import take
 from tvmcompress.ir import graph
 
 op = relax.op
@@ -66,7 +67,7 @@ def dft_axis(node: Node, dims: tuple[int, ...]) -> int:
 
 def component(node: Node, x: graph.Expr, axis: int, which: int) -> graph.Expr:
     """The real or imaginary part with the transformed axis last."""
-    part = node.emit(op.take(x, graph.const(np.array(which, "int64")), len(graph.shape(x)) - 1), "part")
+    part = node.emit(take(x, graph.const(np.array(which, "int64")), len(graph.shape(x)) - 1), "part")
     rank = len(graph.shape(part))
     order = [a for a in range(rank) if a != axis] + [axis]
     return part if axis == rank - 1 else node.emit(op.permute_dims(part, order), "last")
@@ -111,7 +112,7 @@ def stft(node: Node) -> graph.Expr:
     frames = (length - frame) // step + 1
     index = np.arange(frames)[:, None] * step + np.arange(frame)
     x = node.emit(op.reshape(node.x(0), (batch, length, parts)), "signal")
-    x = node.emit(op.take(x, graph.const(index.astype("int64")), 1), "frames")  # (N, frames, frame, parts)
+    x = node.emit(take(x, graph.const(index.astype("int64")), 1), "frames")  # (N, frames, frame, parts)
     bins = frame // 2 + 1 if onesided else frame
     if node.has(2):
         shaped = (

@@ -1,0 +1,23 @@
+"""Small words that several families of operators use."""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import relax
+
+from tvmcompress.ir import graph
+from tvmcompress.spec import numpy_dtype
+
+
+def take(x: graph.Expr, index: graph.Expr, axis: int) -> graph.Expr:
+    """Elements of `x` along an axis; an index out of range is clipped, so that no wrong memory can be read."""
+    return relax.op.take(x, index, axis, "clip")
+
+
+def scalar(value: float, kind: str) -> graph.Expr:
+    """A constant without dimensions."""
+    return graph.const(np.asarray(value).astype(numpy_dtype(kind)))
+
+
+def integer(value: int) -> graph.Expr:
+    return graph.const(value, "int64")
