@@ -157,12 +157,15 @@ def test_the_cache_is_for_this_program_only(net, tmp_path):
     first = compress(net, "int8", samples=images(3), cache=cache)
     again = compress(net, "int8", samples=images(1, 9), cache=cache)
     tvm.ir.assert_structural_equal(first.module, again.module)
+    tvm.ir.assert_structural_equal(first.module, compress(net, "int8", cache=cache).module)
     other = compress(
         again.with_module(FoldBatchNorm()(net.module).module),
         Recipe("mine", (QuantizeStatic(),)),
         images(1),
         cache=cache,
     )
+    with pytest.raises(SampleError, match="no sample to calibrate with"):
+        compress(net, Recipe("mine", (QuantizeStatic(),)), cache=cache)
     assert any("was for another program" in row.get("calibration", "") for row in other.notes)
 
 

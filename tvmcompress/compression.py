@@ -41,8 +41,8 @@ def compress(
     samples: a .npz or .npy file, a folder of them, or an iterable (read once, one by one) of dicts from input name to
     array, of arrays when there is one input, or of tuples in the order of the inputs; needed by recipes that calibrate.
     progress: called with (samples done, total or None, what is being done).
-    cache: a file that keeps the calibration; it is reused, and samples are then only read for the first few, as long
-    as program and options stay the same.
+    cache: a file that keeps the calibration. It is reused as long as program and options stay the same; of the samples
+    only the first few are then read, to compare with float, and none need be given.
     between: called with (pass, model after it) after each pass.
 
     Raises RecipeError, SampleError, and ModelError for weights that are not numbers.
@@ -51,7 +51,7 @@ def compress(
     calibration = None
     if recipe.needs_samples:
         needing = next(step for step in recipe.passes if step.needs_samples)
-        if samples is None:
+        if samples is None and not (cache is not None and Path(cache).exists()):
             raise SampleError(
                 f"recipe '{recipe.name}' needs samples for {needing.key}: give some typical inputs "
                 f"(--samples calib.npz, samples=images), or take one that needs none (int8-dynamic, int8-weights)"
@@ -68,15 +68,18 @@ def compress(
 def calibration_of(
     model: Model, samples: Any, progress: Progress | None, cache: str | os.PathLike | None
 ) -> Calibration:
-    checked = samples if isinstance(samples, Samples) else Samples(samples, model.inputs)
     executor: Executor = host_executor
+    path = Path(cache) if cache is not None else None
+    if samples is None:
+        return Calibration((), executor, total=0, progress=progress, cache=path)
+    checked = samples if isinstance(samples, Samples) else Samples(samples, model.inputs)
     return Calibration(
         Ordered(checked, model.inputs),
         executor,
         total=checked.count(),
         once=hasattr(checked.source, "__next__"),
         progress=progress,
-        cache=Path(cache) if cache is not None else None,
+        cache=path,
     )
 
 

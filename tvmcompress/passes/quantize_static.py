@@ -56,7 +56,7 @@ class QuantizeStatic(Pass):
         insertion = Insertion(mod, plan, plan.align(limits), means, self.search_weights)
         after = graph.rewrite(mod, insertion.visit)
         snr = None
-        if self.measure and chosen:
+        if self.measure and chosen and samples.available:
             snr = self.snr(mod, after, plan, insertion.names, samples)
         return Outcome(after, (*remarks, *notes(mod, self.key, reasons, snr)))
 

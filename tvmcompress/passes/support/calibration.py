@@ -49,6 +49,11 @@ class Calibration:
         self.kept: list[Arrays] = []
         self.spent = False
 
+    @property
+    def available(self) -> bool:
+        """There may be samples; without any, only a cache can serve."""
+        return self.total != 0
+
     def stream(self, text: str) -> Iterator[Arrays]:
         """All samples; `text` names the work in the progress display. Raises SampleError when there is none."""
         if self.spent:
