@@ -171,7 +171,8 @@ def test_weights_stay_integers_and_are_not_folded(rng):
     ]
     constants = {"w": w, "s": rng.uniform(0.01, 0.02, 4).astype("float32"), "z": np.zeros(4, "int8")}
     graph = helper.make_graph(
-        nodes, "g", [helper.make_tensor_value_info("x", 1, [1, 3, 8, 8])], [helper.make_tensor_value_info("y", 1, None)],
+        nodes, "g", [helper.make_tensor_value_info("x", 1, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", 1, None)],
         [numpy_helper.from_array(a, n) for n, a in constants.items()],
     )  # fmt: skip
     model = load_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)]))

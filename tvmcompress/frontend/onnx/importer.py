@@ -73,6 +73,7 @@ class Importer:
         self.functions = {(f.domain, f.name): f for f in own_functions}
         self._dequantized: dict[graph.Expr, Callable[[], np.ndarray]] = {}
         self._stack: list[str] = []
+        self.infinite = False  # whether a constant of the model, a mask most likely, holds infinities
 
     # Emitting
 
@@ -85,6 +86,11 @@ class Importer:
     def remember_dequantized(self, var: graph.Expr, compute: Callable[[], np.ndarray]) -> None:
         """`var` is a dequantized constant: not folded, but an operator that must know its value may ask."""
         self._dequantized[var] = compute
+
+    def look_for_infinity(self, array: np.ndarray) -> None:
+        """Masks are small; large weights are not looked at."""
+        if array.dtype.kind == "f" and array.nbytes <= 1 << 16 and np.isinf(array).any():
+            self.infinite = True
 
     def dequantized(self, value: Value) -> np.ndarray | None:
         compute = self._dequantized.get(value) if isinstance(value, relax.Var) else None

@@ -56,14 +56,16 @@ def import_proto(
 
     opsets = {("" if o.domain == "ai.onnx" else o.domain): o.version for o in proto.opset_import}
     scope = Scope(opsets or {"": 1}, stated_shapes(body, dims))
+    importer = Importer(proto.functions)
     for tensor in body.initializer:
-        scope.bind(tensor.name, Known(tensors.read(tensor)))
+        known = Known(tensors.read(tensor))
+        importer.look_for_infinity(known.array)
+        scope.bind(tensor.name, known)
     for sparse in body.sparse_initializer:
         scope.bind(sparse.values.name, Known(tensors.read_sparse(sparse)))
     for name, array in bound.items():
         scope.bind(name, Known(array))
 
-    importer = Importer(proto.functions)
     params = [relax.Var(s.name, relax.TensorType(list(s.shape), s.dtype)) for s in specs]
     for spec, param in zip(specs, params):
         scope.bind(spec.name, param, frozenset([spec.name]))

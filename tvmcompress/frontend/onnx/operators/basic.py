@@ -20,8 +20,10 @@ def constant(node: Node) -> np.ndarray:
             dtype_name(value.data_type, "it")
             array = onnx.numpy_helper.to_array(value)
             check_nan(array, node.name)
+            node.importer.look_for_infinity(array)
             return array
         if attribute.name in ("value_float", "value_floats"):
+            node.importer.look_for_infinity(np.array(value, "float32"))
             return np.array(value, "float32")
         if attribute.name in ("value_int", "value_ints"):
             return np.array(value, "int64")

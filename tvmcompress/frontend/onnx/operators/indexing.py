@@ -184,6 +184,13 @@ def non_max_suppression(node: Node) -> Value:
     return NotImplemented
 
 
+def roi_align(node: Node) -> Value:
+    """The average is TVM's operator; its maximum is another one than ONNX's (which weighs the corners first)."""
+    if node.attr("mode", "avg") != "avg":
+        raise ModelError("mode 'max' is not supported")
+    return NotImplemented
+
+
 def bit_cast(node: Node) -> graph.Expr:
     """The same bits under another dtype of the same width: only between integers is TVM's cast such a one."""
     from onnx.helper import tensor_dtype_to_np_dtype
@@ -235,5 +242,6 @@ TABLE = {
     "ReverseSequence": reverse_sequence,
     "TensorScatter": tensor_scatter,
     "NonMaxSuppression": non_max_suppression,
+    "RoiAlign": roi_align,
     "BitCast": bit_cast,
 }

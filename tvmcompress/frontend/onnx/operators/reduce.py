@@ -70,12 +70,26 @@ def reduction(op: Callable, before: Step | None = None, after: Step | None = Non
             return np.full([d for d in left if d is not None], value, numpy_dtype(kind))
         if before is not None:
             x = node.emit(before(x), "before")
-        x = op(x, axes, keep) if axes else x
+        x = extreme(node, op, x, axes, keep) if axes else x
         if after is not None:
             x = after(node.emit(x, "reduced"))
         return relax.op.astype(node.emit(x, "int8_result"), kind) if kind == "bool" else x
 
     return convert
+
+
+def extreme(node: Node, op: Callable, x: graph.Expr, axes: list[int], keep: bool) -> graph.Expr:
+    """`op`, where TVM's own max and min are right: they start from the largest finite number, not from infinity.
+
+    So a row of infinities would come out finite. Only models that speak of infinity pay for looking.
+    """
+    if op not in (relax.op.max, relax.op.min) or not node.importer.infinite or not graph.dtype(x).startswith("float"):
+        return op(x, axes, keep)
+    result = node.emit(op(x, axes, keep), "finite")
+    infinity = scalar(-np.inf if op is relax.op.max else np.inf, graph.dtype(x))
+    other = node.emit(relax.op.astype(node.emit(relax.op.not_equal(x, infinity), "differs"), "int8"), "int8")
+    any_other = node.emit(relax.op.max(other, axes, keep), "any")
+    return relax.op.where(relax.op.equal(any_other, graph.const(0, "int8")), infinity, result)
 
 
 def limit(kind: str, sign: float) -> float:
