@@ -58,15 +58,16 @@ class Anchors:
         if not supported(*kinds):
             return None
         x, padding, fill = absorb_padding(rw, expr.args[0], [int(p) for p in a.padding])
-        x = self.whole_steps(rw, x, int(a.groups))
+        if self.isa.dot and kinds[1] == self.isa.dot.weight and int(a.groups) == 1:
+            x = self.whole_steps(rw, x, self.isa.dot.depth)
         n, h, w, c = graph.shape(x)
-        oc, _, kh, kw = graph.shape(weight)
+        oc, ic, kh, kw = graph.shape(weight)
         pair = lambda v: tuple(int(i) for i in v)  # noqa: E731
         conv = Conv2d(n, h, w, c, oc, (kh, kw), pair(a.strides), padding, pair(a.dilation), int(a.groups))
         if conv.groups == c and conv.groups > 1 and oc % c == 0:
             return self.depthwise(rw, var, x, weight, conv, fill)
         p = conv_kernel.plan(conv, self.isa, *kinds)
-        self.note(var, "conv2d", conv.macs, kinds, p.tile)
+        self.note(var, "conv2d", conv.macs // c * ic * conv.groups, kinds, p.tile)  # without channels that are padding
         packed = pack(rw, weight, lambda value: conv_kernel.pack(value, conv, p), lambda e: pack_conv(rw, e, conv, p))
         call = rw.builder.call_te(
             lambda data, taps: conv_kernel.compute(data, taps, conv, p, fill),
@@ -77,14 +78,13 @@ class Anchors:
         )
         return cast_back(rw, call, var)
 
-    def whole_steps(self, rw, x, groups: int):
+    def whole_steps(self, rw, x, depth: int):
         """Channels padded to whole steps of the dot product, by an operator that is fused with what makes `x`.
 
         Their weights are zeros. Inside the convolution the same padding would be a pass over single bytes.
         """
-        depth = self.isa.dot.depth if self.isa.dot and graph.dtype(x) in INTEGERS else 1
         missing = -graph.shape(x)[-1] % depth
-        return rw.emit(relax.op.nn.pad(x, [0, 0, 0, 0, 0, 0, 0, missing])) if missing and groups == 1 else x
+        return rw.emit(relax.op.nn.pad(x, [0, 0, 0, 0, 0, 0, 0, missing])) if missing else x
 
     def depthwise(self, rw, var, x, weight, conv, fill):
         self.note(var, "depthwise", conv.macs, (graph.dtype(x), graph.dtype(weight)), None)
@@ -111,7 +111,7 @@ class Anchors:
         dims = graph.shape(x)
         if len(y.ty.shape) > 2 or not depends_on_constants(rw, y):
             return self.batched(rw, var, x, y) if kinds[0] in FLOATS and kinds[1] in FLOATS else None
-        k, n = graph.shape(y)
+        _, n = graph.shape(y)
         outer = int(np.prod(dims[:-2]))
         p = matmul_kernel.plan(dims[-2], n, outer, self.isa, *kinds)
         self.note(var, "matmul", int(np.prod(dims)) * n, kinds, p.tile)
