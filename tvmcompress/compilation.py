@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ def compile(
         tell(4, STEPS, "writing the package")
         package = Package.build(
             library=library,
-            weights=[(f"weight_{i}", lambda t=t: graph.as_numpy(t)) for i, t in enumerate(lowered.stored)],
+            weights=[(f"weight_{i}", partial(graph.as_numpy, t)) for i, t in enumerate(lowered.stored)],
             manifest=manifest(model, module, target, lowered),
             golden_inputs=inputs,
             golden_outputs=outputs,
@@ -70,9 +71,9 @@ def build(module: tvm.IRModule, target: Target, between: Callable | None = None)
     """Lower for a target, TVM's errors translated."""
     try:
         if target.kind == "cuda":
-            from tvmcompress.lower import cuda
+            from tvmcompress.lower.cuda import lower_cuda
 
-            return cuda.lower_cuda(module, target)
+            return lower_cuda(module, target)
         tvm_target = target.to_tvm()
         return lower(module, tvm_target, isa_of(tvm_target, target.l1d, target.l2), between)
     except TvmcompressError:

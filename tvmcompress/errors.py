@@ -56,7 +56,7 @@ class UnsupportedOperatorsError(ModelError):
     def __init__(self, operators: list[tuple[str, str, int, str]]):
         self.operators = operators
         rows = ", ".join(
-            f"{domain + '::' if domain else ''}{op} ({count}x, first at '{node}')" for op, domain, count, node in operators
+            f"{f'{domain}::' * bool(domain)}{op} ({count}x, first at '{node}')" for op, domain, count, node in operators
         )
         super().__init__(f"{len(operators)} unsupported operator(s): {rows}")
 

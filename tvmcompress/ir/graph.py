@@ -7,17 +7,19 @@ and a tuple as its result. A layer is called by the name of the variable its res
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import tvm
 from tvm import relax
 from tvm.ir import GenericConst, Op
 
-Expr = relax.Expr
-Var = relax.Var
+Expr: TypeAlias = relax.Expr
+Var: TypeAlias = relax.Var
+Value: TypeAlias = np.ndarray | np.generic | float  # what a constant can be made of
 
 
-def const(array: np.ndarray | float, dtype: str | None = None) -> Expr:
+def const(array: Value, dtype: str | None = None) -> Expr:
     """A constant, copied from `array`; `dtype` only when that is a Python number."""
     array = np.asarray(array, dtype, order="C")  # ascontiguousarray would make a scalar one-dimensional
     return relax.const(tvm.runtime.tensor(array))  # an array passed to relax.const loses half of int64 and float64
@@ -164,7 +166,7 @@ class Rewriter:
         self.replacement[binding.var] = expr
         return expr
 
-    def definition(self, expr: Expr) -> Expr | None:
+    def definition(self, expr: Expr) -> Any:
         """The call that a variable of the new program stands for; None for inputs."""
         return self.emitted.get(expr) if isinstance(expr, relax.Var) else None
 

@@ -61,13 +61,11 @@ def expand(mod: tvm.IRModule) -> tvm.IRModule:
     return graph.rewrite(mod, visit)
 
 
-def quantize(
-    x: graph.Expr, scale: np.ndarray | float, zero: np.ndarray | int, dtype: str, axis: int = -1
-) -> graph.Expr:
+def quantize(x: graph.Expr, scale: graph.Value, zero: graph.Value, dtype: str, axis: int = -1) -> graph.Expr:
     """clip(round_half_even(x / scale) + zero), `scale` and `zero` scalars or vectors along `axis`."""
     return relax.op.quantize(x, graph.const(scale, "float32"), graph.const(zero, dtype), axis, dtype)
 
 
-def dequantize(q: graph.Expr, scale: np.ndarray | float, zero: np.ndarray | int, axis: int = -1) -> graph.Expr:
+def dequantize(q: graph.Expr, scale: graph.Value, zero: graph.Value, axis: int = -1) -> graph.Expr:
     """(q - zero) * scale in float32, `scale` and `zero` scalars or vectors along `axis`."""
     return relax.op.dequantize(q, graph.const(scale, "float32"), graph.const(zero, graph.dtype(q)), axis, "float32")

@@ -1,6 +1,6 @@
 """ARM: NEON, and the dot product of ARMv8.2 (sdot, s8 x s8).
 
-Without sdot, int8 products are widening multiply-adds of int16 (smlal), which LLVM finds by itself in the generic kernel.
+Without sdot, int8 products are widening multiply-adds of int16 (smlal), which LLVM finds by itself in the plain tile.
 """
 
 from __future__ import annotations

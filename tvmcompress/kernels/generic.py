@@ -1,4 +1,4 @@
-"""Schedules for everything without a family: parallel outside, vectors inside, no pass over memory that fusion can save."""
+"""Schedules for everything without a family: parallel outside, vectors inside, as few passes over memory as can be."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def parallel(sch: Schedule, outer: list[LoopRV], isa: Isa) -> None:
 
 
 def reads_alike(sch: Schedule, block: SBlockRV) -> bool:
-    """Whether every operand is a single element or has the shape of the result: then all loops are one run of memory."""
+    """Whether every operand is a single element or has the result's shape: then all loops are one run of memory."""
     record = sch.get(block)
     if len(record.writes) != 1:
         return False
@@ -100,7 +100,7 @@ def schedule_elementwise(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
 
 
 def schedule_padding(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
-    """A copy into a padded buffer: whether a pixel is inside does not depend on its channels, so those are the vector."""
+    """A copy into a padded buffer: whether a pixel is inside does not depend on its channels: those are the vector."""
     loops = sch.get_loops(block)
     lanes, work = vector_lanes(sch, block, isa), extent(sch, loops)
     *outer, inner = loops
@@ -185,7 +185,8 @@ def varies_last(sch: Schedule, block: SBlockRV, ivs, spatial: list[LoopRV], loop
         if not region.region:
             continue
         used = str(region.region[-1].min)
-        if any(str(iv.var) in used for iv in ivs if iv.iter_type == tirx.IterVar.CommReduce) and str(last.var) not in used:
+        reduced = any(str(iv.var) in used for iv in ivs if iv.iter_type == tirx.IterVar.CommReduce)
+        if reduced and str(last.var) not in used:
             return False
     return True
 

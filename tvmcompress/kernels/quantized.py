@@ -66,7 +66,7 @@ def sum_pool(builder: BlockBuilder, q: Expr, kernel: list[int], strides: list[in
 
 
 def softmax(builder: BlockBuilder, q: Expr, scale: float) -> Expr:
-    """Softmax over the last axis of integers, in float32: exp comes from a table of the 256 possible distances to the maximum."""
+    """Softmax over the last axis of integers, in float32: exp is a table of the 256 distances to the maximum."""
     entries = np.exp(-np.arange(256, dtype=np.float64) * scale).astype(np.float32)
     *rows, size = graph.shape(q)
 

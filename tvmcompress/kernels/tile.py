@@ -1,6 +1,6 @@
 """The register tile: what convolutions and matrix products have in common.
 
-    y[outer…, p, b, v] += x[outer…, p, k…] * w[b, k…, v]       p: pixels or rows, b: blocks of channels, v: channels in a block
+    y[outer…, p, b, v] += x[outer…, p, k…] * w[b, k…, v]    p: pixels or rows, b: blocks of channels, v: channels of one
 
 `pixels` rows by `vectors` vector registers of sums stay in registers over the whole reduction. The extents of p and v
 are multiples of the tile: what hangs over the edge is computed on padding and never stored.
@@ -43,7 +43,7 @@ def round_up(value: int, multiple: int) -> int:
 def choose_tile(isa: Isa, rows: int, channels: int, outer: int = 1, depth: int = 1) -> Tile:
     """The tile with the lowest estimated cycles for `outer` independent problems of rows x channels.
 
-    A tile of p x n vectors costs p*n multiply-adds on two ports and p broadcasts + n loads on two load ports for each step
+    A tile of p x n vectors costs p*n multiply-adds on two ports and p broadcasts + n loads on two load ports each step
     of the reduction, at least as many steps as hide the latency of a multiply-add; edges waste what they pad. One
     register holds the broadcast and n hold the weights.
     """

@@ -73,7 +73,7 @@ def conv1d_transpose(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
 
 
 def phase_weights(weight: np.ndarray, strides: list[int], padding: list[int], groups: int):
-    """Transposed-convolution weights (I, O/groups, KH, KW) as ordinary ones: (phases * O, I/groups, RH, RW), and how to pad.
+    """Weights of a transposed convolution (I, O/groups, KH, KW) as ordinary ones (phases * O, I/groups, RH, RW).
 
     Output pixel s*q + f takes input q + d with weight k = s*d' + ..., so each phase f of the stride is a convolution of
     its own with kernel ceil(K / s). Returns the weights (phases outermost inside each group's outputs are last), and

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,14 +109,14 @@ def config(isa: Isa) -> dict:
     return {"tirx.enable_buffer_level_predication": True} if isa.masked else {}
 
 
-def machine(lowered: Lowered) -> Callable[[list[np.ndarray]], list[np.ndarray]]:
+def machine(lowered: Lowered) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
     """Run a lowered program in this process: arrays in, arrays out, in order."""
     vm = relax.VirtualMachine(lowered.executable, tvm.cpu())
     weights = list(lowered.stored)
     if lowered.prepares:
         weights = list(vm["prepare"](*weights))
 
-    def run(inputs: list[np.ndarray]) -> list[np.ndarray]:
+    def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         out = vm["main"](*[tvm.runtime.tensor(np.asarray(a, order="C")) for a in inputs], *weights)
         return [o.numpy() for o in out]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from tvm import relax
@@ -56,8 +57,8 @@ CHEAP = {
 
 
 def table(rw: Rewriter, x: Expr, byte: Callable, s: np.float32, z: int, dtype: str) -> tuple[Expr, np.ndarray] | None:
-    """(q, table) such that quantizing x by s and z is table[q], or None when x is not a function of one 8-bit tensor."""
-    leaves: dict[Expr, object] = {}
+    """(q, table) such that quantizing x by s and z is table[q]; None when x is not a function of one 8-bit tensor."""
+    leaves: dict[Expr, Any] = {}  # Quantized, by the expression that dequantizes it
     names: set[str] = set()
     if not _collect(rw, x, byte, leaves, names, 0) or len({leaf.q for leaf in leaves.values()}) != 1:
         return None

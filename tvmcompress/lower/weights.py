@@ -22,7 +22,7 @@ INLINE_BYTES = 64  # scalars stay in the program
 
 @dataclass(frozen=True)
 class Split:
-    """`module` has `main(inputs…, weights…)`, and `prepare(stored…) -> weights` if `prepares`; `stored` in that order."""
+    """`module` has `main(inputs…, weights…)`, and if `prepares` also `prepare(stored…) -> weights`."""
 
     module: tvm.IRModule
     stored: list[tvm.runtime.Tensor]
