@@ -61,7 +61,7 @@ class Folding:
         for var, expr in self.defs.items():
             call = self.defs.get(expr.tuple_value) if isinstance(expr, relax.TupleGetItem) and expr.index == 0 else None
             norm = norm_of(call) if call is not None else None
-            if norm is None:
+            if call is None or norm is None:
                 continue
             self.norms[var] = norm
             source = call.args[0]
@@ -77,7 +77,7 @@ class Folding:
     def is_bias(self, source: graph.Expr, norm: Norm) -> bool:
         """An addition of one value for each channel that only the batch norm reads."""
         expr = self.defs.get(source) if self.only_once(source) else None
-        if graph.op_name(expr) != "relax.add" or len(list(live_operands(expr))) != 1:
+        if expr is None or graph.op_name(expr) != "relax.add" or len(list(live_operands(expr))) != 1:
             return False
         constant = next(a for a in expr.args if graph.is_const(a))
         dims = (1,) * (norm.rank - len(graph.shape(constant))) + graph.shape(constant)
@@ -98,7 +98,9 @@ class Folding:
 
     def visit(self, rewriter: graph.Rewriter, var: relax.Var, expr: graph.Expr) -> graph.Expr | None:
         if var in self.layers:
-            return self.scaled(layer_of(var, expr), expr, self.layers[var])
+            layer = layer_of(var, expr)
+            assert layer is not None
+            return self.scaled(layer, expr, self.layers[var])
         if var in self.biases:
             norm = self.biases[var]
             live = next(live_operands(expr))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tvm
@@ -78,7 +79,7 @@ def operands(call: relax.Call) -> list[graph.Expr] | None:
     return found
 
 
-def size(ty: object) -> int:
+def size(ty: Any) -> int:
     """Bytes of a tensor, or of all fields of a tuple."""
     if isinstance(ty, relax.TupleType):
         return sum(size(f) for f in ty.fields)

@@ -54,10 +54,11 @@ class QuantizeStatic(Pass):
         plan = Placement(mod, {layer.name for layer in chosen}).plan()
         limits, means, remarks = self.calibrate(mod, plan, samples)
         insertion = Insertion(mod, plan, plan.align(limits), means, self.search_weights)
-        after = graph.rewrite(mod, insertion.visit)
+        after, names = graph.rewrite(mod, insertion.visit), insertion.names
+        del insertion  # it holds a copy of what it made
         snr = None
         if self.measure and chosen and samples.available:
-            snr = self.snr(mod, after, plan, insertion.names, samples)
+            snr = self.snr(mod, after, plan, names, samples)
         return Outcome(after, (*remarks, *notes(mod, self.key, reasons, snr)))
 
     def why_not(self, layer: Layer) -> str:

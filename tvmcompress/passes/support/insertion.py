@@ -61,8 +61,8 @@ class Insertion:
     def point(self, rewriter: graph.Rewriter, var: relax.Var, real: graph.Expr) -> graph.Expr:
         """quantize and dequantize `real` with the parameters that the plan gives to `var`."""
         p = ranges.params(*self.limits[self.plan.points[var].name])
-        q = rewriter.emit(ops.quantize(real, p.scale, np.uint8(p.zero), "uint8"), f"{var.name}_q")
-        return rewriter.emit(ops.dequantize(q, p.scale, np.uint8(p.zero)), f"{var.name}_dq")
+        q = rewriter.emit(ops.quantize(real, p.scale, p.zero, "uint8"), f"{var.name}_q")
+        return rewriter.emit(ops.dequantize(q, p.scale, p.zero), f"{var.name}_dq")
 
     def layer(self, rewriter: graph.Rewriter, layer: Layer, expr: relax.Call) -> graph.Expr:
         """The layer with its constant operand in integers, and with a bias when the correction finds none to change."""

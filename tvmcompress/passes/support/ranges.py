@@ -15,9 +15,9 @@ PER_LEVEL = 4  # bins to a level when divergences are compared
 
 @dataclass(frozen=True)
 class Params:
-    """real = (q - zero) * scale, q of uint8."""
+    """real = (q - zero) * scale, q of uint8; `scale` is a value of float32."""
 
-    scale: np.float32
+    scale: float
     zero: int
 
 
@@ -26,8 +26,8 @@ def params(low: float, high: float) -> Params:
     low, high = min(low, 0.0), max(high, 0.0)
     scale = np.float32((high - low) / (LEVELS - 1))
     if not np.isfinite(scale) or scale < np.finfo(np.float32).tiny:
-        return Params(np.float32(1), 0)
-    return Params(scale, int(np.clip(np.rint(-low / np.float64(scale)), 0, LEVELS - 1)))
+        return Params(1.0, 0)
+    return Params(float(scale), int(np.clip(np.rint(-low / np.float64(scale)), 0, LEVELS - 1)))
 
 
 def choose(histogram: Histogram, method: str, percentile: float) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import tvm
 from tvm import relax
@@ -42,8 +43,9 @@ def compressed_tensors(mod: tvm.IRModule) -> set[relax.Var]:
     found: set[relax.Var] = set()
     for var, expr in graph.definitions(mod).items():
         name = graph.op_name(expr)
-        widened = name == "relax.astype" and graph.is_const(expr.args[0])
-        moved = name in ("relax.reshape", "relax.permute_dims", "relax.strided_slice") and expr.args[0] in found
+        args = expr.args if isinstance(expr, relax.Call) else []
+        widened = name == "relax.astype" and graph.is_const(args[0])
+        moved = name in ("relax.reshape", "relax.permute_dims", "relax.strided_slice") and args[0] in found
         if name == "relax.dequantize" or widened or moved:
             found.add(var)
     return found
@@ -55,7 +57,7 @@ def notes(
     """One row for each layer: pass, layer, kind, macs, quantized, why (empty if quantized) and, if known, snr_db."""
     rows = []
     for layer in layers(mod):
-        row = {
+        row: dict[str, Any] = {
             "pass": owner,
             "layer": layer.name,
             "kind": layer.kind,

@@ -62,7 +62,7 @@ def emit_per_channel(
     rewriter: graph.Rewriter, name: str, integers: np.ndarray, scales: np.ndarray, axis: int
 ) -> graph.Expr:
     """dequantize(int8 constant, scales, 0), bound to `name`_w."""
-    return rewriter.emit(ops.dequantize(graph.const(integers), scales, np.int8(0), max(axis, 0)), f"{name}_w")
+    return rewriter.emit(ops.dequantize(graph.const(integers), scales, 0, max(axis, 0)), f"{name}_w")
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def emit_groups(
         stored = rewriter.emit(ops.unpack_int4(graph.const(ops.pack_int4(integers))), f"{name}_w4")
     else:
         stored = graph.const(integers)
-    zero = graph.const(np.int8(0))
+    zero = graph.const(0, "int8")
     real = rewriter.emit(relax.op.dequantize(stored, graph.const(scales), zero, 0, "float32"), f"{name}_wg")
     if groups.padded != groups.columns:
         real = rewriter.emit(relax.op.reshape(real, (rows, groups.padded)), f"{name}_wp")
