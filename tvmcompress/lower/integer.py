@@ -108,9 +108,9 @@ class Integer:
     # -- reading the quantized form --------------------------------------------------------------------------------
 
     def read(self, rw: Rewriter, expr: Expr) -> Quantized | None:
-        """The Quantized behind an expression, None when it is not a dequantize."""
+        """The Quantized behind an expression, None when it is not a dequantize into float32."""
         call = rw.definition(expr)
-        if call is None or op_name(call) != "relax.dequantize":
+        if call is None or op_name(call) != "relax.dequantize" or graph.dtype(expr) != "float32":
             return None
         q, scale, zero = call.args
         if not graph.is_const(scale) or not graph.is_const(zero):
@@ -216,7 +216,10 @@ class Integer:
                 scale,
                 graph.const((graph.value(zero).astype(int) + offset).astype(graph.dtype(inner))),
                 expr.attrs.axis,
+                str(expr.attrs.out_dtype),
             )
+        if graph.dtype(var) != "float32":
+            return None
         if graph.is_const(q) and graph.dtype(q) == "int32" and graph.is_const(scale) and graph.is_const(zero):
             # A bias: not worth integers of its own, `add` folds it into the sums.
             rank = len(q.ty.shape)
