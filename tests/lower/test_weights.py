@@ -1,0 +1,74 @@
+"""Weights leave the program and become arguments."""
+
+from __future__ import annotations
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvmcompress.ir import graph, ops
+from tvmcompress.lower.weights import split
+
+
+def large(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((8, 8)).astype(np.float32)
+
+
+def run(parts, inputs):
+    machine = relax.VirtualMachine(tvm.compile(parts.module, target=tvm.target.Target({"kind": "llvm"})), tvm.cpu())
+    weights = machine["prepare"](*parts.stored) if parts.prepares else parts.stored
+    out = machine["main"](*[tvm.runtime.tensor(i) for i in inputs], *weights)
+    return [o.numpy() for o in out]
+
+
+def test_large_constants_become_arguments_and_scalars_stay() -> None:
+    def body(rw, x):
+        y = rw.emit(relax.op.matmul(x, graph.const(large(0))))
+        return [relax.op.multiply(y, graph.const(np.float32(2)))]
+
+    mod = graph.program([("x", (3, 8), "float32")], body)
+    text = mod.script(show_meta=True)
+    parts = split(mod)
+    assert mod.script(show_meta=True) == text
+    relax.analysis.well_formed(parts.module)
+    assert not parts.prepares
+    assert [p.name for p in parts.module["main"].params] == ["x", "weight_0"]
+    np.testing.assert_array_equal(parts.stored[0].numpy(), large(0))
+    x = large(1)[:3]
+    np.testing.assert_allclose(run(parts, [x])[0], x @ large(0) * 2, rtol=1e-4, atol=1e-5)
+
+
+def test_a_constant_used_twice_is_one_argument() -> None:
+    shared = graph.const(large(0))
+
+    def body(rw, x):
+        return [relax.op.matmul(rw.emit(relax.op.matmul(x, shared)), shared)]
+
+    assert len(split(graph.program([("x", (3, 8), "float32")], body)).stored) == 1
+
+
+def test_what_depends_on_constants_alone_is_prepared() -> None:
+    """4-bit weights: 32 bytes stored, 256 bytes after loading; another weight passes through."""
+    values = np.random.default_rng(2).integers(-8, 8, (8, 8)).astype(np.int8)
+
+    def body(rw, x):
+        w = rw.emit(ops.unpack_int4(graph.const(ops.pack_int4(np.tile(values, (4, 1))))))
+        w = rw.emit(relax.op.astype(rw.emit(relax.op.strided_slice(w, [0], [0], [8])), "float32"))
+        y = rw.emit(relax.op.matmul(x, w))
+        return [relax.op.add(rw.emit(relax.op.matmul(y, graph.const(large(3)))), y), w]
+
+    mod = ops.expand(graph.program([("x", (3, 8), "float32")], body))
+    parts = split(mod)
+    relax.analysis.well_formed(parts.module)
+    assert parts.prepares and parts.inputs == 1
+    assert [tuple(t.shape) for t in parts.stored] == [(32, 4), (8, 8)]
+    x = large(4)[:3]
+    y = x @ values
+    got, weight = run(parts, [x])
+    np.testing.assert_allclose(got, y @ large(3) + y, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(weight, values)
+
+
+def test_a_program_without_weights() -> None:
+    parts = split(graph.program([("x", (3, 8), "float32")], lambda rw, x: [relax.op.nn.relu(x)]))
+    assert parts.stored == [] and not parts.prepares
