@@ -177,7 +177,7 @@ def cast_back(rw: Rewriter, call: Expr, var: graph.Var) -> Expr:
     return out if graph.dtype(out) == graph.dtype(var) else relax.op.astype(out, graph.dtype(var))
 
 
-def absorb_padding(rw: Rewriter, x: Expr, padding: list[int]) -> tuple[Expr, tuple[int, int, int, int], int]:
+def absorb_padding(rw: Rewriter, x: Expr, padding: list[int]) -> tuple[Expr, tuple[int, ...], int]:
     """A pad over the two spatial axes right before becomes the convolution's own: (data, padding, fill)."""
     call = rw.definition(x)
     fill = 0

@@ -141,7 +141,7 @@ class Importer:
     def convert(self, node: Node) -> list[Any]:
         """The node's outputs: arrays, Known values, expressions (bound by the caller) or lists for sequences."""
         if all(v is None or isinstance(v, Known) for v in node.inputs):
-            arrays = [None if v is None else v.array for v in node.inputs]
+            arrays = [v.array if isinstance(v, Known) else None for v in node.inputs]
             results = fold(node.proto, arrays, node.opset)
             if results is not None:
                 return results

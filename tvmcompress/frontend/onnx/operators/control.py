@@ -75,8 +75,9 @@ def loop(node: Node) -> list[Value]:
 
 def stack(node: Node, values: list[Value], axis: int, declared: Any) -> Value:
     """Values of one shape along a new axis."""
-    if all(isinstance(v, Known) for v in values) and values:
-        return Known(np.stack([v.array for v in values], axis))
+    known = [v.array for v in values if isinstance(v, Known)]
+    if known and len(known) == len(values):
+        return Known(np.stack(known, axis))
     if not values:
         shape = [d.dim_value for d in declared.type.tensor_type.shape.dim]
         from onnx.helper import tensor_dtype_to_np_dtype
