@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,6 +143,8 @@ def observe(mod: tvm.IRModule, seen: dict[str, Seen], samples: Calibration) -> i
         for name, entry in seen.items():
             entry.add(arrays[name], *extremes(arrays[name], name, number))
         number += 1
+    del run
+    gc.collect()  # a virtual machine refers to itself, and it holds all weights
     return number
 
 

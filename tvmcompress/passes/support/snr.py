@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import gc
+from collections.abc import Mapping
 
 import numpy as np
 import tvm
@@ -10,7 +11,7 @@ import tvm
 from tvmcompress.ir import graph
 from tvmcompress.passes.support.calibration import Arrays, Calibration, with_outputs
 
-OUTPUT_BYTES = 128 << 20  # of float outputs kept for comparison
+OUTPUT_BYTES = 64 << 20  # of outputs kept for comparison, of each program
 
 
 def layer_snr(
@@ -30,7 +31,7 @@ def layer_snr(
     wanted = outputs(exact, few, 0, samples)
     signal, noise = np.zeros(len(names)), np.zeros(len(names))
     found = outputs(with_outputs(after, list(names.values())), few, len(few), samples)
-    for exact_arrays, arrays in zip(list(wanted), found):
+    for exact_arrays, arrays in zip(wanted, found):
         for i, (a, b) in enumerate(zip(exact_arrays, arrays)):
             signal[i] += np.square(a, dtype=np.float64).sum()
             noise[i] += np.square(np.subtract(a, b, dtype=np.float64)).sum()
@@ -40,9 +41,13 @@ def layer_snr(
     }
 
 
-def outputs(mod: tvm.IRModule, few: list[Arrays], done: int, samples: Calibration) -> Iterator[Arrays]:
-    """The results of `mod` for each sample; the program goes when the last has been taken."""
+def outputs(mod: tvm.IRModule, few: list[Arrays], done: int, samples: Calibration) -> list[Arrays]:
+    """The results of `mod` for each sample."""
     run = samples.executor(mod)
+    results = []
     for number, sample in enumerate(few, done + 1):
-        yield run(sample)
+        results.append(run(sample))
         samples.report(number, 2 * len(few), "comparing with float")
+    del run
+    gc.collect()  # a virtual machine refers to itself, and it holds all weights
+    return results
