@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tvmcompress import process
+
 __version__ = "0.1.0"
 
 _WHERE = {
@@ -30,7 +32,9 @@ _WHERE = {
     "errors": "",
 }
 
-__all__ = ["Deployment", "Model", "Package", "Recipe", "Report", "Target", "compile", "compress", "deploy", "errors", "inspect", "load"]  # fmt: skip
+_COMPILER = {"load", "compress", "compile", "inspect", "Model", "Recipe"}  # what cannot do without TVM's compiler
+
+__all__ = ["Deployment", "Model", "Package", "Recipe", "Report", "Target", "compile", "compress", "deploy", "errors", "inspect", "load"]  # fmt: skip  # noqa: E501
 
 if TYPE_CHECKING:
     from tvmcompress import errors
@@ -49,6 +53,9 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'tvmcompress' has no attribute '{name}'")
+    process.prepare()
+    if name in _COMPILER:
+        process.import_without_torch("tvm")
     module = importlib.import_module(f"tvmcompress.{_WHERE[name]}" if _WHERE[name] else "tvmcompress.errors")
     value = getattr(module, name) if _WHERE[name] else module
     globals()[name] = value

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from functools import cache
 
-from tvm.target import Target as TvmTarget
-from tvm.target import codegen
+from tvmcompress import process
+
+
+def _tvm():
+    """TVM, imported when it is first asked: it takes seconds."""
+    process.import_without_torch("tvm")
+    import tvm
+
+    return tvm.target
 
 
 @cache
 def cpus(triple: str) -> frozenset[str]:
     """The names that -mcpu takes."""
     return frozenset(
-        str(name) for name in codegen.llvm_get_cpu_archlist(TvmTarget({"kind": "llvm", "mtriple": triple}))
+        str(name) for name in _tvm().codegen.llvm_get_cpu_archlist(_tvm().Target({"kind": "llvm", "mtriple": triple}))
     )
 
 
@@ -22,7 +29,7 @@ def implied_features(triple: str, cpu: str, features: tuple[str, ...] = ()) -> f
     target: dict = {"kind": "llvm", "mtriple": triple, "mcpu": cpu}
     if features:
         target["mattr"] = attributes(features)
-    return frozenset(str(name) for name in codegen.llvm_get_cpu_features(TvmTarget(target)))
+    return frozenset(str(name) for name in _tvm().codegen.llvm_get_cpu_features(_tvm().Target(target)))
 
 
 @cache
@@ -41,4 +48,4 @@ def attributes(features: tuple[str, ...]) -> list[str]:
 
 def this_cpu() -> str:
     """LLVM's name of this machine's processor; a virtual machine may lack features that the name implies."""
-    return str(codegen.llvm_get_system_cpu())
+    return str(_tvm().codegen.llvm_get_system_cpu())

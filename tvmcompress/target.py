@@ -6,11 +6,13 @@ import re
 import tomllib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import tvm
-
-from tvmcompress import cpu, llvm, target_forms
+from tvmcompress import cpu, llvm, process, target_forms
 from tvmcompress.errors import TargetError, did_you_mean
+
+if TYPE_CHECKING:
+    import tvm
 
 SHIPPED = Path(__file__).parent / "_targets"  # a link to targets/ in a checkout, the files themselves once installed
 _CUDA = "50 52 53 60 61 62 70 72 75 80 86 87 89 90 100 103 110 120 121"
@@ -84,6 +86,9 @@ class Target:
 
     def to_tvm(self) -> tvm.target.Target:
         """As TVM wants it; a GPU's has its host set."""
+        process.import_without_torch("tvm")
+        import tvm
+
         host: dict = {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu, "num-cores": self.threads}
         if self.features:
             host["mattr"] = llvm.attributes(self.features)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import click
 
+from tvmcompress import process
 from tvmcompress.cli import errors
 
 COMMANDS = ("inspect", "compress", "compile", "run", "measure", "verify", "target", "recipe")
@@ -24,6 +25,9 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
+        process.prepare()
+        if name in ("inspect", "compress", "compile"):
+            process.import_without_torch("tvm")
         return importlib.import_module(f"tvmcompress.cli.{name}").command
 
 

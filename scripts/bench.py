@@ -1,0 +1,255 @@
+"""Measures the figures that README quotes, interleaved with what they are compared to, each runtime in its own process.
+
+    scripts/bench                        all of it, about a quarter of an hour
+    scripts/bench --networks resnet18    some networks
+    scripts/bench --memory               also loading, compressing and compiling a model of 400 MB
+    scripts/bench --readme               write the table into README.md
+
+Networks are those of tests/networks.py: real shapes, seeded weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import tvmcompress as tc  # noqa: E402
+from tests import networks  # noqa: E402
+from tvmcompress import cpu  # noqa: E402
+from tvmcompress.measurement import race  # noqa: E402
+
+MARKERS = ("<!-- figures: written by scripts/bench -->", "<!-- end of figures -->")
+
+
+def snr_db(got: np.ndarray, wanted: np.ndarray) -> float:
+    noise = float(((got.astype(np.float64) - wanted) ** 2).sum())
+    return 10 * float(np.log10((wanted.astype(np.float64) ** 2).sum() / max(noise, 1e-30)))
+
+
+def images(count: int, shape: tuple[int, ...], seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.standard_normal(shape).astype(np.float32) for _ in range(count)]
+
+
+def stock_package(model: tc.Model, proto: onnx.ModelProto, folder: Path) -> tc.Package:
+    """TVM's own default: its importer, its pipeline, no schedules, in the same package format."""
+    import tvm
+    from tvm.relax.frontend.onnx import from_onnx
+
+    from tvmcompress import golden, linking
+    from tvmcompress.ir import graph
+
+    target = tc.Target.load("native")
+    module = graph.rewrite(from_onnx(proto), lambda *_: None)
+    library = folder / "stock.so"
+    tvm.compile(module, target=target.to_tvm()).export_library(str(library), fcompile=linking.linker(target))
+    inputs = golden.example_inputs(model.inputs)
+    contents = tc.compile(model, target).manifest
+    kept = {k: contents[k] for k in ("name", "target", "needs", "inputs", "outputs", "source", "applied", "notes")}
+    manifest = {**kept, "layers": [], "entry": {"prepare": False}}
+    return tc.Package.build(library=library, weights=[], manifest=manifest, golden_inputs=inputs, golden_outputs={})
+
+
+def quantized_by_onnxruntime(proto: onnx.ModelProto, samples: list[np.ndarray], folder: Path) -> Path:
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rest = iter(samples)
+
+        def get_next(self) -> dict | None:
+            sample = next(self.rest, None)
+            return None if sample is None else {"input": sample}
+
+    source, out = folder / "model.onnx", folder / "ort-int8.onnx"
+    onnx.save(proto, source)
+    quantize_static(
+        source, out, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+    )  # fmt: skip
+    return out
+
+
+def run_onnx(path: Path, sample: np.ndarray) -> np.ndarray:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"input": sample})[0]
+
+
+def timed(function, *arguments):
+    start = time.perf_counter()
+    result = function(*arguments)
+    return result, time.perf_counter() - start
+
+
+def measure(name: str, folder: Path, seconds: float, stock: bool) -> dict:
+    proto = getattr(networks, name)()
+    path = folder / f"{name}.onnx"
+    onnx.save(proto, path)
+    model = tc.load(path)
+    shape = model.inputs[0].shape
+    calibration, fresh = images(16, shape), images(4, shape, 99)
+    native = tc.Target.load("native")
+    small = tc.compress(model, "int8", samples=calibration)
+    packages, row = {}, {"name": name, "bytes": {"onnx": path.stat().st_size}, "compile_s": {}}
+    for key, source in (("float32", model), ("int8", small), ("int4-weights", tc.compress(model, "int4-weights"))):
+        packages[key], row["compile_s"][key] = timed(tc.compile, source, native)
+        packages[key].save(folder / f"{name}-{key}.tar")
+        row["bytes"][key] = packages[key].sizes["package"]
+    row["integer_share"] = packages["int8"].manifest["macs"]["integer"] / packages["int8"].manifest["macs"]["total"]
+    row["fallbacks"] = {key: package.manifest["fallbacks"] for key, package in packages.items()}
+    theirs = quantized_by_onnxruntime(proto, calibration, folder)
+    same_file = tc.deploy(tc.compile(tc.load(theirs), native))
+    deployed = {key: tc.deploy(package) for key, package in packages.items()}
+    found: dict[str, list[float]] = {}
+    for sample in fresh:
+        wanted = run_onnx(path, sample)
+        (ours,) = deployed["int8"]({"input": sample}).values()
+        (float32,) = deployed["float32"]({"input": sample}).values()
+        (int4,) = deployed["int4-weights"]({"input": sample}).values()
+        other = run_onnx(theirs, sample)
+        (again,) = same_file({"input": sample}).values()
+        for key, value in (
+            ("int8", snr_db(ours, wanted)),
+            ("float32", snr_db(float32, wanted)),
+            ("int4-weights", snr_db(int4, wanted)),
+            ("onnxruntime_int8", snr_db(other, wanted)),
+            ("same_qdq_file", snr_db(again, other)),
+        ):
+            found.setdefault(key, []).append(value)
+    row["snr_db"] = {key: float(np.median(values)) for key, values in found.items()}
+    orders = {
+        "float32": {"kind": "package", "path": str(folder / f"{name}-float32.tar"), "threads": cpu.usable()},
+        "int8": {"kind": "package", "path": str(folder / f"{name}-int8.tar"), "threads": cpu.usable()},
+        "float32, one thread": {"kind": "package", "path": str(folder / f"{name}-float32.tar"), "threads": 1},
+        "onnxruntime float32": {"kind": "onnx", "path": str(path), "threads": cpu.usable()},
+        "onnxruntime int8": {"kind": "onnx", "path": str(theirs), "threads": cpu.usable()},
+    }
+    row["ms"] = race_all(orders, {"input": fresh[0]}, seconds, None)
+    if stock:
+        package = stock_package(model, proto, folder)
+        package.save(folder / "stock.tar")
+        pair = {"stock": {"kind": "package", "path": str(folder / "stock.tar"), "threads": cpu.usable()}}
+        pair["float32"] = orders["float32"]
+        row["ms_stock"] = race_all(pair, {"input": fresh[0]}, seconds, 3)
+    return row
+
+
+def race_all(orders: dict[str, dict], inputs: dict, seconds: float, repeats: int | None) -> dict:
+    racers = [race.Racer(name, order) for name, order in orders.items()]
+    race.race(racers, inputs, budget_s=seconds, repeats=repeats, cold_starts=1, sensors=())
+    return {r.name: {k: race.latency(r)[k] for k in ("median", "min", "p90", "runs")} for r in racers}
+
+
+def memory(folder: Path, megabytes: int = 400) -> dict:
+    """Peak memory of a process that loads, compresses and compiles a model of that size, against its file."""
+    path = folder / "large.onnx"
+    onnx.save(large(megabytes), path)
+    found = {"file": path.stat().st_size}
+    for recipe in ("float32", "int8", "int4-weights"):
+        code = (
+            "import numpy as np, tvmcompress as tc\n"
+            f"model = tc.load({str(path)!r})\n"
+            f"samples = [np.random.default_rng(0).standard_normal(model.inputs[0].shape).astype('float32')]\n"
+            + (f"model = tc.compress(model, {recipe!r}, samples=samples)\n" if recipe != "float32" else "")
+            + f"tc.compile(model, tc.Target.load('native')).save({str(folder / 'large.tar')!r})\n"
+            "status = open('/proc/self/status').read()\n"
+            "print(int(status.split('VmHWM:')[1].split()[0]) * 1024)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+        found[recipe] = int(done.stdout.split()[-1]) if done.returncode == 0 else done.stderr[-300:]
+    return found
+
+
+def large(megabytes: int) -> onnx.ModelProto:
+    net = networks.Net()
+    width, x = 2048, "input"
+    for _ in range(max(1, megabytes * 2**20 // (width * width * 4))):
+        x = net.node("Relu", [net.linear(x, width, width)])
+    return net.model((1, width), x, (1, width))
+
+
+def table(result: dict) -> str:
+    """Markdown: ratios first, since machines differ."""
+    lines = [
+        f"Two numbers of one machine never compare with those of another, ratios do. This one: {result['machine']}, "
+        f"{result['threads']} threads, batch 1, no tuning; medians of interleaved runs, each runtime in its own process.",
+        "",
+        "| network | float32 ms | against ONNX Runtime | int8 ms | against ONNX Runtime int8 | int8 against float32 "
+        f"| {result['threads']} threads against 1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["networks"]:
+        ms = {key: value["median"] for key, value in row["ms"].items()}
+        lines.append(
+            f"| {row['name']} | {ms['float32']:.2f} | {ms['float32'] / ms['onnxruntime float32']:.2f} "
+            f"| {ms['int8']:.2f} | {ms['int8'] / ms['onnxruntime int8']:.2f} | {ms['float32'] / ms['int8']:.2f} times faster "
+            f"| {ms['float32, one thread'] / ms['float32']:.2f} times faster |"
+        )
+    stock = [r for r in result["networks"] if "ms_stock" in r]
+    if stock:
+        pairs = [(r["name"], r["ms_stock"]["stock"]["median"] / r["ms_stock"]["float32"]["median"]) for r in stock]
+        ratios = ", ".join(f"{name} {ratio:.0f} times" for name, ratio in pairs)
+        lines += ["", f"Against TVM's own default, in float32: {ratios} faster."]
+    lines += [
+        "",
+        "| network | float32 ONNX | int8 package | 4-bit package | MACs in integers | int8 SNR | ONNX Runtime's int8 SNR | "
+        "same QDQ file, ours against ONNX Runtime | 4-bit SNR | compile int8 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["networks"]:
+        size, snr = row["bytes"], row["snr_db"]
+        lines.append(
+            f"| {row['name']} | {size['onnx'] / 1e6:.1f} MB | {size['int8'] / size['onnx']:.3f} | "
+            f"{size['int4-weights'] / size['onnx']:.3f} | {row['integer_share']:.1%} | {snr['int8']:.1f} dB | "
+            f"{snr['onnxruntime_int8']:.1f} dB | {snr['same_qdq_file']:.1f} dB | {snr['int4-weights']:.1f} dB | "
+            f"{row['compile_s']['int8']:.0f} s |"
+        )
+    if "memory" in result:
+        used, size = result["memory"], result["memory"]["file"]
+        ratios = ", ".join(f"{k} {used[k] / size:.2f}" for k in used if k != "file" and isinstance(used[k], int))
+        lines += ["", f"Peak memory of load, compress and compile over a {size / 2**20:.0f} MB model's size: {ratios}."]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", default="resnet18,resnet50,mobilenet_v2")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of timing for each network")
+    parser.add_argument("--stock", default="resnet18,mobilenet_v2", help="networks also compiled by TVM's default")
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--readme", action="store_true")
+    parser.add_argument("--json", type=Path, default=ROOT / "build" / "bench.json")
+    options = parser.parse_args()
+    result: dict = {"machine": cpu.model_name(), "threads": cpu.usable(), "networks": []}
+    with tempfile.TemporaryDirectory(prefix="tvmcompress-bench-") as folder:
+        for name in options.networks.split(","):
+            stock = name in options.stock.split(",")
+            result["networks"].append(measure(name, Path(folder), options.seconds, stock))
+            print(json.dumps(result["networks"][-1]), flush=True)
+        if options.memory:
+            result["memory"] = memory(Path(folder))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(result, indent=1))
+    text = table(result)
+    print(text)
+    if options.readme:
+        readme = ROOT / "README.md"
+        before, rest = readme.read_text().split(MARKERS[0], 1)
+        after = rest.split(MARKERS[1], 1)[1] if MARKERS[1] in rest else rest
+        readme.write_text(before + MARKERS[0] + "\n" + text + "\n" + MARKERS[1] + after)
+
+
+if __name__ == "__main__":
+    main()
