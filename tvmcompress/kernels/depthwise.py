@@ -87,7 +87,7 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
     c_outer, c_vector, c_inner = sch.split(c, [None, vectors, lanes])
     sch.reorder(n, h, w_outer, c_outer, kh, kw, w_inner, c_vector, c_inner)
     sch.reverse_compute_at(last, c_outer, preserve_unit_loops=True)
-    if work >= generic.PARALLEL_WORK:
+    if work >= generic.PARALLEL_MACS and isa.cores > 1:
         sch.parallel(sch.fuse(n, h))
     sch.unroll(kh)
     sch.unroll(kw)

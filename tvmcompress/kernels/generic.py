@@ -13,7 +13,10 @@ from tvm.tirx import PrimFunc
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import FAMILY
 
-PARALLEL_WORK = 16384  # multiply-adds or elements below which starting threads costs more than it saves
+# Starting threads costs a few microseconds, and far more when another process has their core: below about ten
+# microseconds of work one thread is enough. In elements of memory-bound work, and in multiply-adds of products.
+PARALLEL_WORK = 1 << 15
+PARALLEL_MACS = 1 << 18
 
 
 def blocks_of(sch: Schedule) -> list[SBlockRV]:

@@ -101,7 +101,7 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
     sch.reorder(*order, *steps, p_inner, v_outer, v_inner, *inner)
     sch.reverse_compute_at(last, p_outer, preserve_unit_loops=True)
 
-    if work >= generic.PARALLEL_WORK:
+    if work >= generic.PARALLEL_MACS * (4 if dot else 1) and isa.cores > 1:
         # Rows of tiles are one task as long as that leaves enough tasks; else single tiles are.
         tasks = generic.extent(sch, order[:-1])
         if tasks >= 4 * isa.cores:
