@@ -1,0 +1,110 @@
+"""Integer and float products compiled for ARM, on the emulated board: integers bit by bit, floats within 1e-4."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from tvm import relax
+
+import tvmcompress as tc
+from tests import reference
+from tests.arm_board import ArmBoard, arm_board  # noqa: F401  a fixture
+from tests.lower.tools import dequantized, quantized, random_bytes, weights
+from tests.test_arm_board import cross_compile
+from tvmcompress.ir import graph
+from tvmcompress.kernels.conv2d import Conv2d
+from tvmcompress.model import Model, Source
+from tvmcompress.spec import TensorSpec
+from tvmcompress.target import Target
+
+# n, h, w, c, oc, kernel, strides, padding, dilation, groups
+SHAPES = [
+    Conv2d(1, 9, 11, 3, 10, (3, 3), (2, 2), (1, 1, 1, 1), (1, 1)),
+    Conv2d(1, 8, 7, 16, 24, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
+    Conv2d(2, 7, 6, 8, 12, (3, 2), (1, 1), (0, 1, 2, 0), (2, 1), 2),
+    Conv2d(1, 9, 9, 20, 20, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 20),
+]
+
+
+def first(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x.transpose(0, 3, 1, 2))
+
+
+def relax_conv(x, w, conv: Conv2d):
+    return relax.op.nn.conv2d(x, w, list(conv.strides), list(conv.padding), list(conv.dilation), conv.groups)
+
+
+def everything() -> tuple[Model, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """A model of several products, its inputs, and what NumPy makes of them."""
+    specs, builds, inputs, wanted = [], [], {}, {}
+
+    def case(array: np.ndarray, build, result: np.ndarray) -> None:
+        name = f"{len(specs)}"
+        specs.append(TensorSpec(f"x{name}", array.shape, str(array.dtype)))
+        builds.append(build)
+        inputs[f"x{name}"], wanted[f"y{name}"] = array, result
+
+    rng = np.random.default_rng(0)
+    for i, conv in enumerate(SHAPES):
+        w = random_bytes((conv.oc, conv.c // conv.groups, *conv.kernel), "int8", i)
+        for dtype in ("uint8", "int8"):
+            x = random_bytes((conv.n, conv.h, conv.w, conv.c), dtype, i)
+            sums = reference.conv2d(x, w, conv, 7) - 7 * w.astype(np.int64).sum((1, 2, 3))
+            factor = (np.float32(np.float64(np.float32(0.5)) * np.float32(0.01)) / np.float32(2.0)).astype(np.float32)
+
+            def integer(rw, q, w=w, conv=conv, dtype=dtype):
+                y = rw.emit(relax_conv(dequantized(rw, q, 0.5, 7), weights(rw, w), conv))
+                return quantized(rw, y, 2.0, 4, dtype)
+
+            case(first(x), integer, first(reference.requantize(sums, factor, 4, dtype)))
+        x = rng.standard_normal((conv.n, conv.h, conv.w, conv.c)).astype(np.float32)
+        floats = w.astype(np.float32) / 64
+
+        def real(rw, data, floats=floats, conv=conv):
+            return rw.emit(relax_conv(data, graph.const(floats), conv))
+
+        case(first(x), real, first(reference.conv2d(x, floats, conv)))
+    for dtype in ("uint8", "int8"):
+        x, w = random_bytes((5, 77), dtype, 3), random_bytes((77, 19), "int8", 4)
+
+        def product(rw, q, w=w):
+            y = rw.emit(relax.op.matmul(dequantized(rw, q, 1.0, 9), weights(rw, w, 1, 1.0)))
+            return rw.emit(relax.op.astype(y, "int32"))
+
+        case(x, product, (x.astype(np.int64) - 9) @ w.astype(np.int64))
+    x = rng.standard_normal((3, 40)).astype(np.float32) * 20
+
+    def functions(rw, data):
+        y = rw.emit(relax.op.add(rw.emit(relax.op.sigmoid(data)), rw.emit(relax.op.tanh(data))))
+        return rw.emit(relax.op.add(y, rw.emit(relax.op.nn.softmax(data, -1))))
+
+    power = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
+    case(x, functions, 1 / (1 + np.exp(-x.astype(np.float64))) + np.tanh(x) + power / power.sum(-1, keepdims=True))
+    module = graph.program(
+        [(s.name, s.shape, s.dtype) for s in specs], lambda rw, *data: [b(rw, d) for b, d in zip(builds, data)]
+    )
+    outputs = tuple(TensorSpec(f"y{i}", graph.shape(r), graph.dtype(r)) for i, r in enumerate(graph.results(module)))
+    return Model(module, tuple(specs), outputs, Source("products", "test", 0, "")), inputs, wanted
+
+
+def check(board: ArmBoard, target: str, folder: Path) -> None:
+    cross_compile(target, folder)  # skips where no cross compiler is installed
+    model, inputs, wanted = everything()
+    package = tc.compile(model, Target.load(target))
+    assert package.manifest["fallbacks"] == []
+    package.save(folder / "products.tar")
+    results = board.run_package(folder / "products.tar", inputs)
+    for name, expected in wanted.items():
+        if results[name].dtype == np.float32:
+            np.testing.assert_allclose(results[name], expected, rtol=1e-4, atol=1e-4, err_msg=name)
+        else:
+            np.testing.assert_array_equal(results[name], expected, err_msg=name)
+
+
+def test_with_the_dot_product(arm_board: ArmBoard, tmp_path: Path) -> None:  # noqa: F811
+    check(arm_board, "rpi5", tmp_path)
+
+
+def test_without_it_on_an_older_core(arm_board: ArmBoard, tmp_path: Path) -> None:  # noqa: F811
+    check(arm_board.with_cpu("cortex-a53"), "rpi4", tmp_path)
