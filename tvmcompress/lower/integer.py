@@ -30,7 +30,15 @@ LIMITS = {"int8": (-128, 127), "uint8": (0, 255)}
 MOVES = {
     f"relax.{name}"
     for name in [
+        "nn.max_pool1d",
         "nn.max_pool2d",
+        "nn.max_pool3d",
+        "nn.pixel_shuffle",
+        "max",
+        "min",
+        "take",
+        "gather_elements",
+        "gather_nd",
         "reshape",
         "permute_dims",
         "squeeze",
