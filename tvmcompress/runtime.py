@@ -121,6 +121,10 @@ class Program:
         placement.prepare_environment(self.threads)
         if cuda:
             import tvm  # noqa: F401  # loads its CUDA runtime too
+
+            from tvmcompress import cuda_code
+
+            cuda_code.install_loader()
         self._ffi = ffi()
         self._lock = threading.Lock()
         self._configured: set[int] = set()
