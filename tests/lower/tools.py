@@ -36,8 +36,8 @@ def assembly(lowered: Lowered) -> str:
 
 
 def basic_blocks(text: str) -> list[str]:
-    """Assembly cut at its labels."""
-    return re.split(r"^[.\w$]+:", text, flags=re.MULTILINE)
+    """Assembly cut at its labels, those of debug information (.Ltmp) aside."""
+    return re.split(r"^(?!\.Ltmp)[.\w$]+:", text, flags=re.MULTILINE)
 
 
 def plain(mod: tvm.IRModule) -> tvm.IRModule:
