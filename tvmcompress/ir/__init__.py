@@ -1,5 +1,1 @@
 """What this project needs of Relax and TIR, in its own words. TVM's churn stops here."""
-
-from tvmcompress import process
-
-process.import_without_torch("tvm")

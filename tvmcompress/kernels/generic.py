@@ -83,6 +83,8 @@ def schedule_elementwise(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
     if not loops:
         return
     lanes, work = vector_lanes(sch, block, isa), extent(sch, loops)
+    if work == 0:  # an empty tensor: nothing to do, and LLVM refuses vectors of no element
+        return
     if len(loops) > 1 and all(is_static(sch, loop) for loop in loops) and reads_alike(sch, block):
         loops = [sch.fuse(*loops)]
     *outer, inner = loops

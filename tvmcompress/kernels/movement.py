@@ -37,10 +37,10 @@ def concat(shapes: Sequence[Sequence[int]], axis: int, dtype: str) -> PrimFunc:
         target = [f"{name} + {offset}" if i == axis else name for i, name in enumerate(names)]
         copies.append(
             COPY.format(
-                indices=", ".join(f"i{i}" for i in range(rank)) + ("," if rank == 1 else ""),
+                indices=", ".join(f"i{i}" for i in range(rank)),
                 extents=", ".join(str(d) for d in shape),
                 number=number,
-                axes=", ".join(names) + ("," if rank == 1 else ""),
+                axes=", ".join(names),
                 kinds="S" * rank,
                 target=", ".join(target),
             )

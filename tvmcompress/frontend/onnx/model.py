@@ -72,7 +72,7 @@ def import_proto(
     with importer.builder.function("main", params):
         with importer.builder.dataflow():
             importer.run(body.node, scope, [o.name for o in body.output])
-            fields = [as_result(scope, o.name) for o in body.output]
+            fields = [as_result(importer, scope, o.name) for o in body.output]
             out = importer.builder.emit_output(relax.Tuple(fields))
         importer.builder.emit_func_output(out)
     module = graph.remove_dead(importer.builder.finalize())
@@ -80,9 +80,11 @@ def import_proto(
     return Model(module, specs, outputs, source)
 
 
-def as_result(scope: Scope, name: str) -> graph.Expr:
+def as_result(importer: Importer, scope: Scope, name: str) -> graph.Expr:
     value = scope[name]
     if isinstance(value, Known):
+        if value.array.size == 0:  # TVM cannot store a constant without elements
+            return importer.emit(relax.op.zeros(value.array.shape, value.array.dtype.name), name)
         return value.expr()
     if value is None or isinstance(value, list):
         raise ModelError(f"output '{name}' is a sequence or an optional; only tensors can leave a model")

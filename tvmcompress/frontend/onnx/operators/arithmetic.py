@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from tvm import relax
@@ -33,10 +34,39 @@ def power(node: Node) -> graph.Expr:
     return op.astype(result, kind)
 
 
+def nonzero(node: Node) -> graph.Expr:
+    """Input 1, integers, with 0 replaced by 1: a division by zero, even in a masked lane, would end the process."""
+    y, known, kind = node.x(1), node.known(1), node.dtype(1)
+    if known is not None and (known != 0).all():
+        return y
+    return node.emit(op.where(op.equal(y, scalar(0, kind)), scalar(1, kind), y), "divisor")
+
+
+def divide(node: Node) -> graph.Expr:
+    """Integers are divided towards zero."""
+    if node.dtype(0).startswith(("int", "uint")):
+        return op.divide(node.x(0), nonzero(node))
+    return op.divide(node.x(0), node.x(1))
+
+
+def hyperbolic(sign: float) -> Callable[[Node], graph.Expr]:
+    """cosh and sinh by exponentials; LLVM has no intrinsic of theirs."""
+
+    def convert(node: Node) -> graph.Expr:
+        x, half = node.x(0), scalar(0.5, node.dtype(0))
+        up, down = node.emit(op.exp(x), "exp"), node.emit(op.exp(op.negative(x)), "exp_negative")
+        return op.multiply(op.add(up, down) if sign > 0 else op.subtract(up, down), half)
+
+    return convert
+
+
 def mod(node: Node) -> graph.Expr:
     """fmod=0 has the divisor's sign, also for floats, where infinities and signed zeros count."""
     kind = node.dtype(0)
-    if node.attr("fmod", 0) or not kind.startswith("float"):
+    if not kind.startswith("float"):
+        rest = op.mod if node.attr("fmod", 0) else op.floor_mod
+        return rest(node.x(0), nonzero(node))
+    if node.attr("fmod", 0):
         return NotImplemented
     x, y, zero = node.x(0), node.x(1), scalar(0.0, kind)
     rest = node.emit(op.mod(x, y), "remainder")
@@ -140,6 +170,9 @@ def softplus_of(node: Node, x: graph.Expr, zero: graph.Expr) -> graph.Expr:
 
 TABLE = {
     "Clip": clip,
+    "Div": divide,
+    "Cosh": hyperbolic(1.0),
+    "Sinh": hyperbolic(-1.0),
     "Pow": power,
     "Mod": mod,
     "BitShift": bit_shift,

@@ -305,6 +305,18 @@ def split(node: Node) -> list[graph.Expr]:
     return [node.emit(relax.TupleGetItem(parts, i)) for i in range(len(sizes))]
 
 
+def concat(node: Node) -> graph.Expr | Value:
+    """Parts without elements are left out: caches start empty, and TVM has no constant or kernel for nothing."""
+    full = [i for i in range(len(node.inputs)) if not static(node, i) or 0 not in node.shape(i)]
+    if not full:
+        dims, axis = list(node.shape(0)), node.attr("axis", 1)
+        dims[axis] = sum(node.shape(i)[axis] for i in range(len(node.inputs)))
+        return np.zeros(dims, numpy_dtype(node.dtype(0)))
+    if len(full) == 1:
+        return node.inputs[full[0]]
+    return relax.op.concat([node.x(i) for i in full], node.attr("axis", 1))
+
+
 def constant_of_shape(node: Node) -> graph.Expr | np.ndarray:
     tensor = node.attr("value")
     from onnx import numpy_helper
@@ -344,6 +356,7 @@ TABLE = {
     "Slice": slice_,
     "Pad": pad,
     "Split": split,
+    "Concat": concat,
     "ConstantOfShape": constant_of_shape,
     "Range": range_,
 }
