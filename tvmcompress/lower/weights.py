@@ -37,6 +37,7 @@ def split(mod: tvm.IRModule) -> Split:
     for binding in graph.bindings(mod):
         if reads_constants_only(binding.value, constant):
             constant.add(binding.var)
+    constant.discard(old.body.body)  # the result stays in `main`, though all its fields be constant
     definitions = graph.definitions(mod)
     frontier = [v for v in frontier_of(mod, constant) if not isinstance(definitions[v], relax.Tuple)]
     direct = direct_constants(mod, constant)

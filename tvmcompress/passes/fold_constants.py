@@ -63,7 +63,8 @@ class FoldConstants(Pass):
         widened = call.op.name == "relax.astype" and str(call.args[0].ty.dtype) in ELEMENT
         if widened or not graph.has_static_shape(call):
             return False
-        return size(call.ty) <= sum(size(a.ty) for a in tensors) + self.growth
+        # TVM cannot store a constant without elements.
+        return 0 < size(call.ty) <= sum(size(a.ty) for a in tensors) + self.growth
 
 
 def operands(call: relax.Call) -> list[graph.Expr] | None:
