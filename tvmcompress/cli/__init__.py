@@ -26,8 +26,6 @@ class Commands(click.Group):
         if name not in COMMANDS:
             return None
         process.prepare()
-        if name in ("inspect", "compress", "compile"):
-            process.import_without_torch("tvm")
         return importlib.import_module(f"tvmcompress.cli.{name}").command
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from tvmcompress import process
 from tvmcompress.cli import models, options, screen
 
 
@@ -35,6 +36,7 @@ def command(
 
     MODEL is an .onnx, .pt2 or .tflite file, or what `compress` wrote.
     """
+    process.import_without_torch("tvm")
     from tvmcompress.compilation import compile
     from tvmcompress.target import Target
 

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tvmcompress import process
 from tvmcompress.cli import options, screen
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def command(model: Path, shapes: dict, values: dict, target: str | None, layers:
         value = {"sizes": package.sizes, **package.manifest}
         screen.result(value, lambda: _package(value), json_path)
         return
+    process.import_without_torch("tvm")
     from tvmcompress.inspection import inspect
 
     found = inspect(model, target, shapes or None, values or None)

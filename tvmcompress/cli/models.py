@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tvmcompress import process
+
 if TYPE_CHECKING:
     from tvmcompress.model import Model
 
 
 def open_model(path: Path, shapes: dict | None = None, values: dict | None = None) -> Model:
     """A model in any format that `load` takes, or one that `compress` saved."""
+    process.import_without_torch("tvm")
     from tvmcompress.frontend import load
 
     return load(path, shapes=shapes or None, values=values or None)
