@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tvmcompress import cpu
+from tvmcompress import cpu, linking
 from tvmcompress.package import Package
+from tvmcompress.target import Target
 
 SHAPE = (2, 16)
 
@@ -45,7 +46,7 @@ def library(folder: Path, prepare: bool = False) -> Path:
             builder.emit_func_output(out)
     built = tvm.compile(builder.finalize(), target=tvm.target.Target({"kind": "llvm"}))
     path = Path(folder, "stand-in.so")
-    built.export_library(str(path))
+    built.export_library(str(path), fcompile=linking.linker(Target.load("native")))
     return path
 
 

@@ -16,7 +16,7 @@ from tvmcompress.ir import graph
 from tvmcompress.ir.macs import macs
 from tvmcompress.isa import isa_of
 from tvmcompress.lower import host
-from tvmcompress.lower.pipeline import Lowered, lower, machine
+from tvmcompress.lower.pipeline import Lowered, loaded, lower
 from tvmcompress.model import Model, spec_json
 from tvmcompress.package import Package
 from tvmcompress.passes import FoldBatchNorm, FoldConstants
@@ -47,7 +47,7 @@ def compile(
         library = Path(folder, "library.so")
         lowered.executable.export_library(str(library), fcompile=link, workspace_dir=folder)
         tell(3, STEPS, "computing golden outputs")
-        inputs, outputs = golden_tensors(model, module, lowered, target)
+        inputs, outputs = golden_tensors(model, module, lowered, target, library)
         tell(4, STEPS, "writing the package")
         package = Package.build(
             library=library,
@@ -88,11 +88,11 @@ def runs_here(target: Target) -> bool:
     return target.kind == "cpu" and target.arch == cpu.architecture() and not cpu.missing(target.features_needed())
 
 
-def golden_tensors(model: Model, module: tvm.IRModule, lowered: Lowered, target: Target) -> tuple[dict, dict]:
+def golden_tensors(model: Model, module: tvm.IRModule, lowered: Lowered, target: Target, library: Path) -> tuple[dict, dict]:
     """Example inputs, and what this machine's kernels make of them; the target's own where they run here."""
     inputs = golden.example_inputs(model.inputs)
     arrays = [inputs[spec.name] for spec in model.inputs]
-    run = machine(lowered) if runs_here(target) else host.executor(module)
+    run = loaded(lowered, library) if runs_here(target) else host.executor(module)
     results = run(arrays)
     return inputs, {spec.name: np.asarray(r) for spec, r in zip(model.outputs, results)}
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tvmcompress import cpu
 from tvmcompress.errors import MissingDependencyError, TvmcompressError
@@ -20,7 +21,9 @@ _PACKAGE = {
     "riscv64": "gcc-riscv64-linux-gnu",
 }
 # No build id, no symbols but the exported ones: those that are left out would carry names of temporary files.
-_FLAGS = ("-shared", "-fPIC", "-s", "-Wl,--build-id=none", "-Wl,-z,noexecstack")
+_FLAGS = ("-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-s", "-Wl,--build-id=none", "-Wl,-z,noexecstack")
+_LIBRARIES = ("-lm", "-lpthread")
+THREADS = Path(__file__).with_name("threads.c")
 
 Fcompile = Callable[..., None]
 
@@ -52,7 +55,7 @@ def linker(target: Target) -> Fcompile:
         paths = [objects] if isinstance(objects, str) else list(objects)
         folder = os.path.dirname(os.path.abspath(paths[0]))
         names = [os.path.relpath(os.path.abspath(path), folder) for path in paths]
-        arguments = [command, *_FLAGS, "-o", os.path.abspath(output), *names, *(options or ()), "-lm"]
+        arguments = [command, *_FLAGS, "-o", os.path.abspath(output), *names, str(THREADS), *(options or ()), *_LIBRARIES]
         done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-200:])

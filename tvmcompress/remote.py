@@ -9,17 +9,19 @@ import numpy as np
 
 from tvmcompress.errors import PackageError, TvmcompressError
 from tvmcompress.threads import count as thread_count
+from tvmcompress.threads import use as use_threads
 
 if TYPE_CHECKING:
     from tvmcompress.device import Device
     from tvmcompress.package import Package
+
+FAILURES = (RuntimeError, AttributeError)  # what TVM's RPC raises when the board, the network or the library fails
 
 
 class RemoteProgram:
     """As `runtime.Program`, at the other end of `device`. Raises PackageError when the board cannot run the package."""
 
     def __init__(self, package: Package, device: Device, threads: int | None = None):
-        import tvm
         from tvm import relax
 
         self.described = described = device.describe()["cpu"]
@@ -32,32 +34,28 @@ class RemoteProgram:
         try:
             with package.library() as library:
                 module = device.load_module(device.upload(library))
-            device.session.get_function("runtime.config_threadpool")(1, self.threads)
+            use_threads(module, self.threads)
             self._machine = relax.VirtualMachine(module, self._place)
             self._weights = [self._send(w) for w in package.weights()]
             if package.manifest["entry"]["prepare"]:
                 self._weights = self._call("prepare", self._weights)
-        except tvm.error.TVMError as error:
+        except FAILURES as error:
             raise self._failed(error) from error
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run once. Raises TvmcompressError when the board fails or goes away."""
-        import tvm
-
         try:
             return [result.numpy() for result in self._call("main", [*map(self._send, inputs), *self._weights])]
-        except tvm.error.TVMError as error:
+        except FAILURES as error:
             raise self._failed(error) from error
 
     def times(self, inputs: Sequence[np.ndarray], runs: int) -> list[float]:
         """How long each of `runs` runs takes, in ms, by the board's own clock: the network is not in it."""
-        import tvm
-
         try:
             self._machine.set_input("main", *map(self._send, inputs), *self._weights)
             timer = self._machine.time_evaluator("invoke_stateful", self._place, number=1, repeat=runs)
             return [seconds * 1e3 for seconds in timer("main").results]
-        except tvm.error.TVMError as error:
+        except FAILURES as error:
             raise self._failed(error) from error
 
     def _call(self, function: str, tensors: list[Any]) -> list[Any]:

@@ -118,7 +118,6 @@ class Program:
         cuda: bool = False,
     ):
         self.threads = placement.count(threads)
-        placement.prepare_environment(self.threads)
         if cuda:
             import tvm  # noqa: F401  # loads its CUDA runtime too
 
@@ -127,11 +126,12 @@ class Program:
             cuda_code.install_loader()
         self._ffi = ffi()
         self._lock = threading.Lock()
-        self._configured: set[int] = set()
         self._staging: dict[int, np.ndarray] = {}
         self._cuda = cuda
         try:
-            module = self._ffi.load_module(str(library))
+            # Nothing that outlives this program refers to its code: its threads end and its memory returns with it.
+            module = self._ffi.load_module(str(library), keep_module_alive=False)
+            placement.use(module, self.threads)
             self._machine = module["vm_load_executable"]()
             devices = [CUDA, 0, POOLED] if cuda else []
             self._machine["vm_initialization"](*devices, CPU, 0, POOLED)
@@ -142,7 +142,6 @@ class Program:
             raise PackageError(f"the package's library cannot be loaded: {_first_line(error)}") from error
         if (arity != wanted) if not prepare else (arity < wanted):
             raise PackageError(f"the package's library takes {arity} arguments, its manifest says {wanted}")
-        self._configure()
         weights = [self._to_device(self._aligned(w)) for w in stored]
         if prepare:
             weights = list(self._machine["prepare"](*weights))
@@ -152,15 +151,9 @@ class Program:
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run once. `inputs` have the shapes and dtypes of the program's parameters, in order."""
         with self._lock:
-            if threading.get_ident() not in self._configured:
-                self._configure()
             tensors = [self._input(i, a) for i, a in enumerate(inputs)]
             results = self._main(*tensors, *self._weights)
             return [self._output(r, inputs) for r in results]
-
-    def _configure(self) -> None:
-        placement.configure(self.threads)
-        self._configured.add(threading.get_ident())
 
     def _input(self, index: int, given: np.ndarray) -> Any:
         if not usable(given):

@@ -1,12 +1,11 @@
-"""How many threads run a model, and where. The same in every place that runs or measures code.
+"""How many threads run a model. Where they run is the business of `threads.c`, which every library is linked with.
 
-On x86 TVM takes half of the logical CPUs, and its own pinning often puts two workers on one core. So the count is ours
-(the CPUs that this process may use), and placement is left to the operating system.
+TVM's own pool takes half of the logical CPUs on x86, and often puts two threads on one.
 """
 
 from __future__ import annotations
 
-import os
+from typing import Any
 
 from tvmcompress import cpu
 from tvmcompress.errors import UsageError
@@ -21,16 +20,7 @@ def count(threads: int | None = None) -> int:
     return threads
 
 
-def prepare_environment(threads: int) -> None:
-    """Set what TVM reads once, when a thread starts its pool. Call before anything runs."""
-    os.environ["TVM_NUM_THREADS"] = str(max(threads, cpu.usable()))
-    os.environ["TVM_BIND_THREADS"] = "0"
-
-
-def configure(threads: int) -> None:
-    """Size the pool of the calling thread (TVM keeps one pool for each thread that runs code)."""
-    import tvm_ffi
-
-    prepare_environment(threads)
-    any_core = 1  # TVM's name for it is AffinityMode::kBig; without binding it only carries the count
-    tvm_ffi.get_global_func("runtime.config_threadpool")(any_core, threads)
+def use(module: Any, threads: int) -> None:
+    """Have a loaded library, here or behind RPC, run its parallel loops on so many threads."""
+    in_imports = True
+    module.get_function("use_threads", in_imports)(threads)

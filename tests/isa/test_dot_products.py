@@ -9,6 +9,7 @@ import pytest
 from tvm import relax
 
 from tests.lower.tools import assembly, basic_blocks, build, dequantized, need, quantized, random_bytes, weights
+from tvmcompress import linking
 from tvmcompress.ir import graph
 from tvmcompress.isa import isa_of
 from tvmcompress.lower.pipeline import machine
@@ -81,7 +82,7 @@ def test_bit_by_bit(name: str, intrinsic: str, mnemonic: str) -> None:
     lowered = build(products(cases()), name)
     assert not lowered.fallbacks
     assert mnemonic in assembly(lowered)
-    results = machine(lowered)([x for x, _ in cases()])
+    results = machine(lowered, linking.linker(Target.load(name)))([x for x, _ in cases()])
     for got, (x, w) in zip(results, cases()):
         np.testing.assert_array_equal(got, x.astype(np.int64) @ w.astype(np.int64))
 

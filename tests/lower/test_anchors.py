@@ -126,8 +126,8 @@ def test_kinds_of_kernels() -> None:
     after, (row,) = anchors(mod, PLAIN)
     assert op_names(after) == ["call_tir:matmul_batched"]
     assert row["macs"] == 2 * 3 * 4 * 5
-    assert matmul.plan(3, 5, 1, DOT, "uint8", "int8").depth == 2
-    assert matmul.plan(3, 5, 1, DOT, "uint8", "int16").depth == 1
+    assert matmul.plan(3, 4, 5, 1, DOT, "uint8", "int8").depth == 2
+    assert matmul.plan(3, 4, 5, 1, DOT, "uint8", "int16").depth == 1
 
 
 def test_open_shapes_and_other_layouts_stay() -> None:

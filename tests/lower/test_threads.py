@@ -2,72 +2,75 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import threading
 import time
+from collections.abc import Callable
 
 import numpy as np
-import psutil
 import pytest
 from tvm import relax
 
 from tests.lower.tools import build
-from tvmcompress import cpu, threads
+from tvmcompress import cpu, linking, threads
 from tvmcompress.ir import graph
-from tvmcompress.lower.pipeline import machine
+from tvmcompress.lower import pipeline
+from tvmcompress.target import Target
 
-ROUNDS, RUNS, WANTED = 5, 10, 1.7
-
-
-def wait_for_quiet(seconds: float) -> None:
-    """Until nobody else computes, for so long at most: idle threads of a pool spin, and take from those that work."""
-    end = time.monotonic() + seconds
-    while psutil.cpu_percent(interval=0.5) > 15 and time.monotonic() < end:
-        pass
+ROUNDS, RUNS, WANTED = 20, 5, 1.7
 
 
-def cpu_share() -> float:
-    """What part of two CPUs two busy processes of ours get."""
-    code = "import time; e = time.monotonic() + 2\nwhile time.monotonic() < e: pass\nprint(time.process_time())"
-    busy = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    return sum(float(process.communicate()[0]) for process in busy) / 4
+def fastest(run: Callable) -> float:
+    times = []
+    for _ in range(RUNS):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
-def test_two_threads_are_nearly_twice_as_fast_as_one() -> None:
-    """A convolution of 3.7 GMAC. Others may use this machine: the best of several runs counts, in up to five rounds.
+def both_at_once(first: Callable, second: Callable) -> float:
+    """The slower one's fastest run while the other runs too."""
+    found: list[float] = []
+    workers = [threading.Thread(target=lambda f=f: found.append(fastest(f))) for f in (first, second)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return max(found)
 
-    Skipped, with the figure, only where even two processes that have nothing to do with each other do not get two CPUs.
+
+def test_two_threads_are_nearly_twice_as_fast_as_one(monkeypatch) -> None:
+    """A convolution of 0.9 GMAC. A virtual machine's two CPUs are at times two halves of one core: then neither threads
+    nor two programs that have nothing to do with each other gain anything, and the test is skipped, with the figures.
     """
     if cpu.usable() < 2:
         pytest.skip("this process may use one CPU only")
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((128, 128, 3, 3)).astype(np.float32)
-    x = rng.standard_normal((1, 128, 160, 160)).astype(np.float32)
-    program = graph.program(
-        [("x", x.shape, "float32")], lambda rw, data: [relax.op.nn.conv2d(data, graph.const(weight), padding=1)]
+    x = rng.standard_normal((1, 128, 80, 80)).astype(np.float32)
+    lowered = build(
+        graph.program(
+            [("x", x.shape, "float32")], lambda rw, data: [relax.op.nn.conv2d(data, graph.const(weight), padding=1)]
+        ),
+        "native",
     )
-    threads.configure(2)
-    run = machine(build(program, "native"))
+    link = linking.linker(Target.load("native"))
 
-    def best(count: int) -> float:
-        threads.configure(count)
-        times = []
-        for _ in range(RUNS):
-            start = time.perf_counter()
-            run([x])
-            times.append(time.perf_counter() - start)
-        return min(times)
+    def program(count: int) -> Callable:
+        monkeypatch.setattr(threads, "count", lambda threads=None: count)
+        run = pipeline.machine(lowered, link)
+        return lambda: run([x])
 
-    ratios, one, two = [], np.inf, np.inf
-    try:
-        for _ in range(ROUNDS):
-            wait_for_quiet(15)
-            one, two = min(one, best(1)), min(two, best(2))
-            ratios.append(one / two)
-            if ratios[-1] >= WANTED:
-                return
-    finally:
-        threads.configure(threads.count(None))
-    if (share := cpu_share()) < 0.9:
-        pytest.skip(f"others use this machine: two processes get {share:.0%} of two CPUs")
-    pytest.fail(f"one thread against two, after each round: {', '.join(f'{r:.2f}' for r in ratios)}")
+    one, other, two = program(1), program(1), program(2)
+    gains, possible = [], []
+    for _ in range(ROUNDS):
+        alone = fastest(one)
+        gains.append(alone / fastest(two))
+        possible.append(2 * alone / both_at_once(one, other))
+        if gains[-1] >= WANTED:
+            return
+        time.sleep(0.2)
+    said = f"two threads {max(gains):.2f} times as fast as one, two programs at once {max(possible):.2f} times"
+    if max(possible) < 1.85:
+        pytest.skip(f"this machine does not have two free CPUs: {said}")
+    pytest.fail(said)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import tvm
 from tvm import te, tirx
 
 from tvmcompress.isa import Isa
@@ -63,12 +64,19 @@ class Plan:
 def plan(conv: Conv2d, isa: Isa, data: str, weight: str) -> Plan:
     """Decide from the analytic model; integers use the dot product when the weights fit it."""
     oh, ow = conv.out
-    tile = choose_tile(isa, ow, conv.oc // conv.groups, conv.n * oh * conv.groups)
-    if data.startswith(("int", "uint")):
-        if isa.dot and weight == isa.dot.weight:
-            return Plan(tile, isa.dot.depth, isa.dot.intrinsic, isa.dot.data)
-        return Plan(tile, 1, "", "int16")
-    return Plan(tile, 1, "", data)
+    depth, dot, data = operands(isa, data, weight)
+    row_bytes = conv.c * conv.strides[1] * tvm.DataType(data).bits // 8
+    tile = choose_tile(isa, ow, conv.oc // conv.groups, conv.n * oh * conv.groups, row_bytes)
+    return Plan(tile, depth, dot, data)
+
+
+def operands(isa: Isa, data: str, weight: str) -> tuple[int, str, str]:
+    """Depth and name of the dot product for these dtypes, and the dtype in which the kernel reads its activations."""
+    if not data.startswith(("int", "uint")):
+        return 1, "", data
+    if isa.dot and weight == isa.dot.weight:
+        return isa.dot.depth, isa.dot.intrinsic, isa.dot.data
+    return 1, "", "int16"
 
 
 def pack(weight: np.ndarray, conv: Conv2d, p: Plan) -> np.ndarray:

@@ -8,20 +8,18 @@ The weight is packed to [blocks, K, block], or for dot products of depth d to [b
 from __future__ import annotations
 
 import numpy as np
+import tvm
 from tvm import te, tirx
 
 from tvmcompress.isa import Isa
-from tvmcompress.kernels.conv2d import Plan
+from tvmcompress.kernels.conv2d import Plan, operands
 from tvmcompress.kernels.tile import attributes, choose_tile, crop, product, round_up
 
 
-def plan(rows: int, channels: int, outer: int, isa: Isa, data: str, weight: str) -> Plan:
-    tile = choose_tile(isa, rows, channels, outer)
-    if data.startswith(("int", "uint")):
-        if isa.dot and weight == isa.dot.weight:
-            return Plan(tile, isa.dot.depth, isa.dot.intrinsic, isa.dot.data)
-        return Plan(tile, 1, "", "int16")
-    return Plan(tile, 1, "", data)
+def plan(rows: int, k: int, channels: int, outer: int, isa: Isa, data: str, weight: str) -> Plan:
+    depth, dot, data = operands(isa, data, weight)
+    tile = choose_tile(isa, rows, channels, outer, k * tvm.DataType(data).bits // 8)
+    return Plan(tile, depth, dot, data)
 
 
 def pack(weight: np.ndarray, p: Plan) -> np.ndarray:

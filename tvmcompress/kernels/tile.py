@@ -21,6 +21,8 @@ from tvmcompress.kernels import FAMILY, generic
 
 Choose = Callable[[str, Sequence], object]
 
+CACHE_WAY = 4096  # bytes: first-level caches are indexed by an address within a page, so a way is one page
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -40,19 +42,25 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def choose_tile(isa: Isa, rows: int, channels: int, outer: int = 1, depth: int = 1) -> Tile:
+def choose_tile(isa: Isa, rows: int, channels: int, outer: int = 1, row_bytes: int = 0) -> Tile:
     """The tile with the lowest estimated cycles for `outer` independent problems of rows x channels.
 
     A tile of p x n vectors costs p*n multiply-adds on two ports and p broadcasts + n loads on two load ports each step
     of the reduction, at least as many steps as hide the latency of a multiply-add; edges waste what they pad. One
     register holds the broadcast and n hold the weights.
+
+    Rows lie `row_bytes` apart. Where that is a multiple of a cache way's size they all share one set, so only as many
+    rows as leave some of its ways to the weights.
     """
     best, best_cost = Tile(1, 1, isa.lanes), math.inf
     latency = 8  # multiply-adds in flight that keep two ports busy
+    most = rows
+    if row_bytes and row_bytes % CACHE_WAY == 0:
+        most = min(rows, max(isa.l1d // CACHE_WAY * 2 // 3, 1))
     for vectors in range(1, 9):
         if vectors > 1 and (vectors - 1) * isa.lanes >= channels:
             break
-        for pixels in range(1, min(rows, isa.registers) + 1):
+        for pixels in range(1, min(most, isa.registers) + 1):
             if pixels * vectors + vectors + 1 > isa.registers:
                 break
             tiles = outer * math.ceil(rows / pixels) * math.ceil(channels / (vectors * isa.lanes))

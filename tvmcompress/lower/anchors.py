@@ -113,7 +113,7 @@ class Anchors:
             return self.batched(rw, var, x, y) if kinds[0] in FLOATS and kinds[1] in FLOATS else None
         _, n = graph.shape(y)
         outer = int(np.prod(dims[:-2]))
-        p = matmul_kernel.plan(dims[-2], n, outer, self.isa, *kinds)
+        p = matmul_kernel.plan(dims[-2], dims[-1], n, outer, self.isa, *kinds)
         self.note(var, "matmul", int(np.prod(dims)) * n, kinds, p.tile)
         packed = pack(rw, y, lambda value: matmul_kernel.pack(value, p), lambda e: pack_matmul(rw, e, p))
         call = rw.builder.call_te(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tvm
 
-from tvmcompress import threads
+from tvmcompress import linking
 from tvmcompress.isa import isa_of
 from tvmcompress.lower.pipeline import lower, machine
 from tvmcompress.target import Target
@@ -15,8 +15,6 @@ from tvmcompress.target import Target
 
 def executor(mod: tvm.IRModule) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
     """Compile `main` for this machine; the result takes and returns arrays in order."""
-    count = threads.count(None)
-    threads.configure(count)
     host = Target.load("native")
     target = host.to_tvm()
-    return machine(lower(mod, target, isa_of(target, host.l1d, host.l2)))
+    return machine(lower(mod, target, isa_of(target, host.l1d, host.l2)), linking.linker(host))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import tvm
 from tvm import relax
 
+from tvmcompress import threads
 from tvmcompress.ir import ops
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import approximation
@@ -109,9 +112,19 @@ def config(isa: Isa) -> dict:
     return {"tirx.enable_buffer_level_predication": True} if isa.masked else {}
 
 
-def machine(lowered: Lowered) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
-    """Run a lowered program in this process: arrays in, arrays out, in order."""
-    vm = relax.VirtualMachine(lowered.executable, tvm.cpu())
+def machine(lowered: Lowered, link: Callable[..., None]) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
+    """A lowered program in this process: arrays in, arrays out, in order. `link` makes a library for this machine."""
+    with tempfile.TemporaryDirectory(prefix="tvmcompress-") as folder:
+        library = Path(folder, "library.so")
+        lowered.executable.export_library(str(library), fcompile=link, workspace_dir=folder)
+        return loaded(lowered, library)
+
+
+def loaded(lowered: Lowered, library: Path) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:
+    """As `machine`, for a program that is linked already. The file is needed only during the call."""
+    module = tvm.runtime.load_module(str(library))
+    threads.use(module, threads.count(None))
+    vm = relax.VirtualMachine(module, tvm.cpu())
     weights = list(lowered.stored)
     if lowered.prepares:
         weights = list(vm["prepare"](*weights))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import tvm
-from tvm.s_tir import Schedule
+from tvm import tirx
+from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.tirx import PrimFunc
 
 from tvmcompress.isa import Isa
@@ -69,7 +70,26 @@ def plain(func: PrimFunc, isa: Isa) -> PrimFunc:
 
 
 def finished(func: PrimFunc, sch: Schedule) -> PrimFunc:
-    return sch.mod["main"].with_attr("tirx.is_scheduled", True)
+    return announced(sch.mod["main"]).with_attr("tirx.is_scheduled", True)
+
+
+def announced(func: PrimFunc) -> PrimFunc:
+    """Say before each parallel loop how many iterations it has: the threads of a library share them out (threads.c).
+
+    Such loops are outermost in all our schedules; of others the threads take equal parts.
+    """
+    root = func.body
+    if not isinstance(root, SBlockRealize):
+        return func
+    block = root.block
+    statements: list[tirx.Stmt] = []
+    for loop in block.body if isinstance(block.body, tirx.SeqStmt) else [block.body]:
+        if isinstance(loop, tirx.For) and loop.kind == tirx.ForKind.PARALLEL:
+            statements.append(tirx.Evaluate(tirx.call_extern("void", "tvmcompress_iterations", loop.extent)))
+        statements.append(loop)
+    body = tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
+    new = SBlock([], block.reads, block.writes, block.name_hint, body, None, block.alloc_buffers, annotations=block.annotations)
+    return tirx.PrimFunc(func.params, SBlockRealize([], True, new), func.ret_type, func.attrs)
 
 
 def reason(error: Exception) -> str:
