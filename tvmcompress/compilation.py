@@ -88,7 +88,9 @@ def runs_here(target: Target) -> bool:
     return target.kind == "cpu" and target.arch == cpu.architecture() and not cpu.missing(target.features_needed())
 
 
-def golden_tensors(model: Model, module: tvm.IRModule, lowered: Lowered, target: Target, library: Path) -> tuple[dict, dict]:
+def golden_tensors(
+    model: Model, module: tvm.IRModule, lowered: Lowered, target: Target, library: Path
+) -> tuple[dict, dict]:
     """Example inputs, and what this machine's kernels make of them; the target's own where they run here."""
     inputs = golden.example_inputs(model.inputs)
     arrays = [inputs[spec.name] for spec in model.inputs]

@@ -55,7 +55,16 @@ def linker(target: Target) -> Fcompile:
         paths = [objects] if isinstance(objects, str) else list(objects)
         folder = os.path.dirname(os.path.abspath(paths[0]))
         names = [os.path.relpath(os.path.abspath(path), folder) for path in paths]
-        arguments = [command, *_FLAGS, "-o", os.path.abspath(output), *names, str(THREADS), *(options or ()), *_LIBRARIES]
+        arguments = [
+            command,
+            *_FLAGS,
+            "-o",
+            os.path.abspath(output),
+            *names,
+            str(THREADS),
+            *(options or ()),
+            *_LIBRARIES,
+        ]
         done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-200:])

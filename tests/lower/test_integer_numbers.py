@@ -10,7 +10,9 @@ from tvm import relax
 
 from tests.lower.tools import dequantized, quantized, random_bytes
 from tvmcompress.ir import graph, ops
+from tvmcompress.isa import isa_of
 from tvmcompress.lower import host
+from tvmcompress.target import Target
 
 F = np.float32
 # (dtype, scale, zero point): the ends of both types, and scales from 1e-6 to 1e3
@@ -86,12 +88,69 @@ def test_elementwise_of_two(name: str) -> None:
         mod = graph.program([("a", a.shape, dtype), ("b", b.shape, dtype)], body)
         (got,) = host.executor(mod)([a, b])
         if name in ("add", "subtract"):
-            # The compiler fuses one product into the sum, which then is rounded once less than in NumPy.
             exact = getattr(np, name)(real(a, scale, zero).astype(np.float64), real(b, s2, z2)) / np.float64(F(s3)) + z3
             assert np.abs(got - np.clip(exact, np.iinfo(dtype).min, np.iinfo(dtype).max)).max() <= 0.5 + 1e-4
         else:
             wanted = rounded(getattr(np, name)(real(a, scale, zero), real(b, s2, z2)), s3, z3, dtype)
             np.testing.assert_array_equal(got, wanted)
+
+
+def multiply_add(x: np.ndarray, y: np.float32, z) -> np.ndarray:
+    """x * y + z in float32, rounded once: the product of a byte and a float32 is exact in float64."""
+    return (x.astype(np.float64) * np.float64(y) + np.asarray(z, np.float64)).astype(F)
+
+
+@pytest.mark.parametrize("name", ["add", "subtract"])
+@pytest.mark.parametrize("seed", range(3))
+def test_sums_of_all_pairs_bit_by_bit(name: str, seed: int) -> None:
+    """Every pair of bytes, with scales that make ties likely and others: the formula that the kernel documents."""
+    if not isa_of(Target.load("native").to_tvm()).fused:
+        pytest.skip("this CPU has no fused multiply-add")
+    rng = np.random.default_rng(seed)
+    a, b = (
+        np.ascontiguousarray(v, np.uint8).reshape(1, 16, 64, 64) for v in np.meshgrid(np.arange(256), np.arange(256))
+    )
+    sa, sb, sc = (F(v) for v in (rng.uniform(0.005, 0.1, 3) if seed else (0.5, 0.25, 1.0)))
+    za, zb, zc = (int(v) for v in rng.integers(0, 256, 3))
+
+    def body(rw, p, q):
+        total = getattr(relax.op, name)(dequantized(rw, p, float(sa), za), dequantized(rw, q, float(sb), zb))
+        return [quantized(rw, rw.emit(total), float(sc), zc)]
+
+    (got,) = host.executor(graph.program([("a", a.shape, "uint8"), ("b", b.shape, "uint8")], body))([a, b])
+    ra, rb = sa / sc, (sb if name == "add" else -sb) / sc
+    start = F(zc) - multiply_add(np.array(za), ra, rb * F(zb))
+    wanted = np.clip(np.rint(multiply_add(a, ra, multiply_add(b, rb, start))), 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_batch_norm_between_quantized_tensors_bit_by_bit(seed: int) -> None:
+    """A batch norm behind a quantized tensor, its own parameters quantized or not, each step rounded to float32."""
+    rng = np.random.default_rng(seed)
+    channels = 37
+    q = np.ascontiguousarray(
+        np.broadcast_to(np.arange(256, dtype=np.uint8), (1, channels, 256)).reshape(1, channels, 16, 16)
+    )
+    s, z, sy, zy = F(rng.uniform(0.01, 0.1)), int(rng.integers(256)), F(rng.uniform(0.01, 0.1)), int(rng.integers(256))
+    gamma8 = random_bytes((channels,), "int8", seed)
+    gamma = gamma8.astype(F) * F(0.01)
+    beta, mean = (rng.standard_normal(channels).astype(F) for _ in range(2))
+    variance, epsilon = rng.uniform(0.5, 2, channels).astype(F), 1e-5
+
+    def body(rw, x):
+        scale = rw.emit(ops.dequantize(graph.const(gamma8), 0.01, 0)) if seed else graph.const(gamma)
+        others = [graph.const(v) for v in (beta, mean, variance)]
+        y = rw.emit(relax.op.nn.batch_norm(dequantized(rw, x, float(s), z), scale, *others, axis=1, epsilon=epsilon))
+        y = rw.emit(relax.TupleGetItem(y, 0))
+        return [quantized(rw, rw.emit(relax.op.nn.relu(y)), float(sy), zy)]
+
+    (got,) = host.executor(graph.program([("q", q.shape, "uint8")], body))([q])
+    factor = gamma * (F(1) / np.sqrt(variance + F(epsilon)))
+    form = (1, channels, 1, 1)
+    y = (q.astype(F) - F(z)) * s * factor.reshape(form) + (beta - mean * factor).reshape(form)
+    wanted = np.clip(np.rint(np.maximum(y, 0) / sy) + F(zy), 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(got, wanted)
 
 
 @pytest.mark.parametrize("axis", [1, 2, 3])

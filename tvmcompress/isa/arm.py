@@ -54,5 +54,5 @@ def sdot() -> Dot:
 def facts(has, triple: str, cores: int, options: dict) -> Isa:
     if triple.startswith("aarch64"):
         dot = sdot() if has("dotprod") else None
-        return Isa("neon-dotprod" if dot else "neon", 4, 32, cores, dot, **options)
-    return Isa("neon-32", 4, 16, cores, None, **options)
+        return Isa("neon-dotprod" if dot else "neon", 4, 32, cores, dot, fused=True, **options)
+    return Isa("neon-32", 4, 16, cores, None, fused=has("vfp4"), **options)

@@ -38,6 +38,7 @@ class Isa:
     cores: int
     dot: Dot | None = None
     masked: bool = False  # masked loads and stores cost nothing extra
+    fused: bool = False  # multiplies and adds vectors of floats in one instruction
     l1d: int = 32 * 1024
     l2: int = 512 * 1024
 

@@ -30,6 +30,52 @@ def requantize(builder: BlockBuilder, acc: Expr, factor: np.ndarray, zero: int, 
     return builder.call_te(compute, acc, graph.const(factor), primfunc_name_hint="requantize")
 
 
+def add(builder: BlockBuilder, a: Expr, b: Expr, factors: tuple, start: float, lo: int, hi: int, fused: bool) -> Expr:
+    """clip(round_half_even(a * factors[0] + (b * factors[1] + start)), lo, hi) in the dtype of `a`, which has b's shape.
+
+    With `fused` each product is added before it is rounded, by one instruction.
+    """
+    first, second, start = (tirx.const(float(v), "float32") for v in (*factors, start))
+    dtype = graph.dtype(a)
+
+    def compute(x, y):
+        def element(*i):
+            total = multiply_add(y[i].astype("float32"), second, start, fused)
+            return _clip_cast(te.round(multiply_add(x[i].astype("float32"), first, total, fused)), lo, hi, dtype)
+
+        return te.compute(x.shape, element, name="add")
+
+    return builder.call_te(compute, a, b, primfunc_name_hint="quantized_add")
+
+
+def affine(
+    builder: BlockBuilder, q: Expr, scale: float, zero: int, factor: np.ndarray, offset: np.ndarray, out
+) -> Expr:
+    """quantize(dequantize(q) * factor + offset), each step rounded to float32; vectors of the last axis, or scalars.
+
+    `out` is the scale, zero point, lowest and highest value, and dtype of the result.
+    """
+    step, z, lo, hi, dtype = out
+
+    def compute(x, m, b):
+        def element(*i):
+            real = (x[i].astype("int32") - zero).astype("float32") * tirx.const(float(scale), "float32")
+            y = multiply_add(real, m[i[-1]], b[i[-1]], False)
+            whole = te.round(y / tirx.const(float(step), "float32"))
+            return _clip_cast(whole + tirx.const(z, "float32"), lo, hi, dtype)
+
+        return te.compute(x.shape, element, name="affine")
+
+    return builder.call_te(compute, q, graph.const(factor), graph.const(offset), primfunc_name_hint="quantized_affine")
+
+
+def multiply_add(x, y, z, fused: bool):
+    """x * y + z, rounded once when `fused`, else twice: LLVM would choose by what is around it."""
+    if fused:
+        return tirx.call_llvm_pure_intrin("float32", "llvm.fma", x, y, z)
+    return tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", x * y) + z
+
+
 def shift(builder: BlockBuilder, q: Expr, offset: int, dtype: str) -> Expr:
     """q + offset in another dtype: from int8 to uint8 and back."""
 

@@ -159,18 +159,33 @@ def phases(rw: Rewriter, var: graph.Var, expr: Expr, out: tuple[int, ...]) -> Ex
 def batch_norm(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
     """Inference only: the moving statistics are passed through."""
     x, *parameters = expr.args
-    if not all(graph.is_const(p) for p in parameters):
+    values = [value for value in (vector(rw, p) for p in parameters) if value is not None]
+    if len(values) < len(parameters):
         return None
-    gamma, beta, mean, variance = (graph.value(p).astype(np.float64) for p in parameters)
-    a = expr.attrs
-    factor = (gamma if a.scale else 1.0) / np.sqrt(variance + a.epsilon)
-    shift = (beta if a.center else 0.0) - mean * factor
+    # In float32 and in the order of ONNX Runtime: behind a quantized tensor the last bit decides at ties.
+    gamma, beta, mean, variance = (value.astype(np.float32) for value in values)
+    a, one = expr.attrs, np.float32(1)
+    factor = (gamma if a.scale else one) * (one / np.sqrt(variance + np.float32(a.epsilon)))
+    shift = (beta if a.center else np.float32(0)) - mean * factor
     rank, axis = len(x.ty.shape), int(a.axis)
     form = [1] * rank
     form[axis % rank] = -1
     y = rw.emit(relax.op.multiply(x, graph.const(factor.reshape(form).astype(np.float32))), var.name)
     y = rw.emit(relax.op.add(y, graph.const(shift.reshape(form).astype(np.float32))))
     return relax.Tuple([y, parameters[2], parameters[3]])
+
+
+def vector(rw: Rewriter, expr: Expr) -> np.ndarray | None:
+    """The value of a constant, or of one that was quantized as a whole: some quantizers do that to batch norms."""
+    call = rw.definition(expr)
+    if op_name(call) != "relax.dequantize":
+        return graph.value(expr) if graph.is_const(expr) else None
+    if not all(graph.is_const(argument) for argument in call.args):
+        return None
+    q, scale, zero = (graph.value(argument) for argument in call.args)
+    if scale.size > 1 or zero.size > 1:
+        return None
+    return (q.astype(np.float32) - zero.astype(np.float32)) * scale
 
 
 def adaptive_avg_pool2d(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:

@@ -23,7 +23,8 @@ from tvm import relax
 from tvmcompress.ir import attrs, graph
 from tvmcompress.ir.graph import Expr, Rewriter, op_name
 from tvmcompress.kernels import quantized
-from tvmcompress.lower import tables
+from tvmcompress.lower import elementwise, tables
+from tvmcompress.lower.elementwise import channel_vector
 
 BYTES = ("int8", "uint8")
 LIMITS = {"int8": (-128, 127), "uint8": (0, 255)}
@@ -81,9 +82,11 @@ class Quantized:
 
 
 class Integer:
-    """The visitor. `prefer` is the dtype in which the target's kernels read activations."""
+    """The visitor. `prefer` is the dtype in which the target's kernels read activations, `fused` whether it multiplies
+    and adds floats in one instruction."""
 
-    def __init__(self, prefer: str) -> None:
+    def __init__(self, prefer: str, fused: bool) -> None:
+        self.fused = fused
         self.prefer = prefer if prefer in BYTES else ""
         self.shifted: dict[Expr, tuple[Expr, int]] = {}  # q -> the same values in the preferred dtype, and the offset
         self.handlers: dict[str, Callable] = {
@@ -192,6 +195,11 @@ class Integer:
             if same:
                 return rw.emit(relax.op.clip(found.q, lo, hi), name)
         call = rw.definition(x)
+        out = elementwise.Out(s, z, lo, hi, dtype)
+        whole = elementwise.add(rw, inner, self.byte, out, self.fused)
+        whole = elementwise.affine(rw, inner, self.byte, out) if whole is None else whole
+        if whole is not None:
+            return rw.emit(whole, name)
         if op_name(call) == "relax.concat" and isinstance(call.args[0], relax.Tuple):
             fields = [self.requantized(rw, f, s, z, dtype, "") for f in call.args[0].fields]
             return rw.emit(relax.op.concat(fields, call.attrs.axis), name)
@@ -327,26 +335,12 @@ class Integer:
 
     # -- constants into the sums -----------------------------------------------------------------------------------
 
-    def channel_vector(self, rw, sums: Quantized, other: Expr) -> np.ndarray | None:
-        """A constant that varies at most along the last axis, as one value a channel."""
-        if not graph.is_const(other):
-            return None
-        value, rank = graph.value(other), len(sums.q.ty.shape)
-        channels = graph.shape(sums.q)[-1]
-        if value.ndim > rank:
-            return None
-        if value.size == 1:
-            return np.broadcast_to(value.reshape(()), (channels,))
-        if value.size != channels or value.shape[-1] != channels:
-            return None
-        return value.reshape(channels)
-
     def add(self, rw, var, expr, sign=1):
         a, b = expr.args
         if sign > 0 and graph.is_const(a):
             a, b = b, a
         sums = self.sums(rw, a)
-        bias = self.channel_vector(rw, sums, b) if sums else None
+        bias = channel_vector(sums.q, b) if sums else None
         if bias is None:
             return None
         steps = np.rint(sign * bias.astype(np.float64) / sums.scale)
@@ -369,7 +363,7 @@ class Integer:
         if graph.is_const(a):
             a, b = b, a
         sums = self.sums(rw, a)
-        factor = self.channel_vector(rw, sums, b) if sums else None
+        factor = channel_vector(sums.q, b) if sums else None
         if factor is None:
             return None
         scale = (sums.scale.astype(np.float64) * factor).astype(np.float32)
@@ -528,6 +522,9 @@ def separate(mod: tvm.IRModule) -> tvm.IRModule:
     return graph.rewrite(mod, visit)
 
 
-def integer(mod: tvm.IRModule, prefer: str = "uint8") -> tvm.IRModule:
-    """The program with its quantized layers on integers; `prefer`: uint8 for x86's dot products, int8 for ARM's."""
-    return separate(graph.rewrite(mod, Integer(prefer)))
+def integer(mod: tvm.IRModule, prefer: str = "uint8", fused: bool = True) -> tvm.IRModule:
+    """The program with its quantized layers on integers; `prefer`: uint8 for x86's dot products, int8 for ARM's.
+
+    `fused`: whether the target multiplies and adds floats in one instruction.
+    """
+    return separate(graph.rewrite(mod, Integer(prefer, fused)))

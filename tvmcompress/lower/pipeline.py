@@ -46,7 +46,7 @@ def graph_steps(isa: Isa) -> list[tuple[str, Callable[[tvm.IRModule], tvm.IRModu
         # Layouts before integers: zero points become vectors along the last axis.
         ("channels_last", channels_last),
         # Integers before anything that could fold a dequantize back into float weights.
-        ("integer", lambda mod: integer(mod, isa.integer_data)),
+        ("integer", lambda mod: integer(mod, isa.integer_data, isa.fused)),
     ]
 
 

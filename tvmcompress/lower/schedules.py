@@ -88,7 +88,9 @@ def announced(func: PrimFunc) -> PrimFunc:
             statements.append(tirx.Evaluate(tirx.call_extern("void", "tvmcompress_iterations", loop.extent)))
         statements.append(loop)
     body = tirx.SeqStmt(statements) if len(statements) > 1 else statements[0]
-    new = SBlock([], block.reads, block.writes, block.name_hint, body, None, block.alloc_buffers, annotations=block.annotations)
+    new = SBlock(
+        [], block.reads, block.writes, block.name_hint, body, None, block.alloc_buffers, annotations=block.annotations
+    )
     return tirx.PrimFunc(func.params, SBlockRealize([], True, new), func.ret_type, func.attrs)
 
 

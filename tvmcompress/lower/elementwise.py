@@ -1,0 +1,81 @@
+"""Sums and batch norms of 8-bit tensors, rounded as ONNX Runtime rounds them: kernels for what `quantize` ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from tvmcompress.ir import graph
+from tvmcompress.ir.graph import Expr, Rewriter, op_name
+from tvmcompress.kernels import quantized
+
+
+@dataclass(frozen=True)
+class Out:
+    """The result: its scale, zero point, least and greatest value, and dtype."""
+
+    scale: np.float32
+    zero: int
+    low: int
+    high: int
+    dtype: str
+
+
+def add(rw: Rewriter, x: Expr, byte: Callable, out: Out, fused: bool) -> Expr | None:
+    """a + b and a - b of two tensors of one shape; None where `x` is something else.
+
+    The formula of ONNX Runtime's QLinearAdd, bit by bit: with the ratios of the scales, and zero points in one number.
+    """
+    call = rw.definition(x)
+    if call is None or op_name(call) not in ("relax.add", "relax.subtract"):
+        return None
+    a, b = (byte(rw, operand) for operand in call.args)
+    if a is None or b is None or graph.shape(a.q) != graph.shape(b.q) or graph.dtype(a.q) != out.dtype:
+        return None
+    sign = np.float32(1 if op_name(call) == "relax.add" else -1)
+    factors = (a.scale / out.scale, sign * b.scale / out.scale)
+    far = factors[1] * np.float32(b.zero)
+    # With `fused` the first product is not rounded before it is added.
+    both = float(factors[0]) * int(a.zero) + float(far) if fused else factors[0] * np.float32(a.zero) + far
+    start = float(np.float32(out.zero) - np.float32(both))
+    return quantized.add(rw.builder, a.q, b.q, factors, start, out.low, out.high, fused)
+
+
+def affine(rw: Rewriter, x: Expr, byte: Callable, out: Out) -> Expr | None:
+    """A batch norm that could not be folded: a factor and an offset for each channel; None for something else."""
+    total = rw.definition(x)
+    product = rw.definition(total.args[0]) if total is not None and op_name(total) == "relax.add" else None
+    if product is None or op_name(product) != "relax.multiply":
+        return None
+    found = byte(rw, product.args[0])
+    if found is None:
+        return None
+    factor, offset = (channel_vector(found.q, operand) for operand in (product.args[1], total.args[1]))
+    if factor is None or offset is None:
+        return None
+    return quantized.affine(
+        rw.builder,
+        found.q,
+        float(found.scale),
+        int(found.zero),
+        np.ascontiguousarray(factor, np.float32),
+        np.ascontiguousarray(offset, np.float32),
+        (out.scale, out.zero, out.low, out.high, out.dtype),
+    )
+
+
+def channel_vector(x: Expr, other: Expr) -> np.ndarray | None:
+    """A constant that varies at most along x's last axis, as one value a channel."""
+    if not graph.is_const(other):
+        return None
+    value, rank = graph.value(other), len(x.ty.shape)
+    channels = graph.shape(x)[-1]
+    if value.ndim > rank:
+        return None
+    if value.size == 1:
+        return np.broadcast_to(value.reshape(()), (channels,))
+    if value.size != channels or value.shape[-1] != channels:
+        return None
+    return value.reshape(channels)
