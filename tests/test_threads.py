@@ -1,4 +1,4 @@
-"""The threads that every library is linked with: each iteration once, whatever the counts, callers, forks and unloads."""
+"""The threads that every library is linked with: each iteration once, whatever the counts, callers and forks."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Outcome:
 
 
 def run_model(model: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
-    """The one place that says what executes a loaded model: the real lowering for this machine, linked but not packed."""
+    """The one place that says what executes a loaded model: the real lowering for this machine, linked, not packed."""
     from tvmcompress import linking
     from tvmcompress.compilation import build, simplified
     from tvmcompress.lower.pipeline import machine

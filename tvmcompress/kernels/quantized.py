@@ -31,7 +31,7 @@ def requantize(builder: BlockBuilder, acc: Expr, factor: np.ndarray, zero: int, 
 
 
 def add(builder: BlockBuilder, a: Expr, b: Expr, factors: tuple, start: float, lo: int, hi: int, fused: bool) -> Expr:
-    """clip(round_half_even(a * factors[0] + (b * factors[1] + start)), lo, hi) in the dtype of `a`, which has b's shape.
+    """clip(round_half_even(a * factors[0] + (b * factors[1] + start)), lo, hi), dtype and shape those of `a` and `b`.
 
     With `fused` each product is added before it is rounded, by one instruction.
     """
