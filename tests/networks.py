@@ -272,6 +272,73 @@ def transformer(
     return net.model((1, 3, size, size), y, (1, classes))
 
 
+EFFICIENTNET_B0 = (
+    (1, 16, 1, 1, 3),
+    (6, 24, 2, 2, 3),
+    (6, 40, 2, 2, 5),
+    (6, 80, 3, 2, 3),
+    (6, 112, 3, 1, 5),
+    (6, 192, 4, 2, 5),
+    (6, 320, 1, 1, 3),
+)
+
+
+def efficientnet(size: int = 224, classes: int = 1000) -> onnx.ModelProto:
+    """EfficientNet-B0: inverted bottlenecks with squeeze-excite and SiLU."""
+    net = Net()
+
+    def silu(x: str) -> str:
+        return net.node("Mul", [x, net.node("Sigmoid", [x])])
+
+    x, channels = silu(net.conv("input", 3, 32, 3, 2, act="")), 32
+    for expand, out, count, first, k in EFFICIENTNET_B0:
+        for block in range(count):
+            stride, mid = first if not block else 1, channels * expand
+            y = silu(net.conv(x, channels, mid, act="")) if expand > 1 else x
+            y = silu(net.conv(y, mid, mid, k, stride, groups=mid, act=""))
+            gate = net.node("GlobalAveragePool", [y])
+            gate = silu(net.conv(gate, mid, max(channels // 4, 8), act="", bn=False))
+            gate = net.node("Sigmoid", [net.conv(gate, max(channels // 4, 8), mid, act="", bn=False)])
+            y = net.conv(net.node("Mul", [y, gate]), mid, out, act="")
+            x = net.node("Add", [x, y]) if stride == 1 and channels == out else y
+            channels = out
+    x = silu(net.conv(x, channels, 1280, act=""))
+    y = net.head(x, 1280, classes)
+    return net.model((1, 3, size, size), y, (1, classes))
+
+
+def keyword_spotter(classes: int = 12) -> onnx.ModelProto:
+    """DS-CNN: 49 frames of 10 coefficients, four depthwise-separable blocks of 64 channels."""
+    net = Net()
+    w = net.rng.standard_normal((64, 1, 10, 4)).astype(np.float32) * np.float32(np.sqrt(2 / 40))
+    x = net.node("Conv", ["input", net.weight(w)], kernel_shape=[10, 4], strides=[2, 2], pads=[4, 1, 5, 1])
+    x = net.node("Relu", [x])
+    for _ in range(4):
+        x = net.conv(net.conv(x, 64, 64, 3, groups=64), 64, 64)
+    return net.model((1, 1, 49, 10), net.head(x, 64, classes), (1, classes))
+
+
+def recurrent(steps: int = 50, features: int = 64, hidden: int = 128, classes: int = 10) -> onnx.ModelProto:
+    """Two LSTM layers over a sequence, a linear head on the last state."""
+    net = Net()
+    x, size = net.node("Transpose", ["input"], perm=[1, 0, 2]), features
+    for _ in range(2):
+        weights = [
+            net.weight((net.rng.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32))
+            for shape in ((1, 4 * hidden, size), (1, 4 * hidden, hidden))
+        ]
+        y = net.node("LSTM", [x, *weights, net.weight(np.zeros((1, 8 * hidden), np.float32))], hidden_size=hidden)
+        x, size = net.node("Squeeze", [y, net.weight(np.array([1]))]), hidden
+    last = net.node("Gather", [x, net.weight(np.array([-1]))], axis=0)
+    last = net.node("Reshape", [last, net.weight(np.array([1, hidden]))])
+    return net.model((1, steps, features), net.linear(last, hidden, classes), (1, classes))
+
+
+def vision_transformer() -> onnx.ModelProto:
+    """ViT-tiny."""
+    return transformer(224, 16, 192, 3, 12, 1000)
+
+
 SMALL = {
     "small": small,
     "squeeze": squeeze,

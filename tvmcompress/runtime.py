@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import sys
 import threading
@@ -28,6 +29,7 @@ CPU, CUDA = 1, 2  # DLPack's device types
 CUDA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
+@functools.cache
 def ffi() -> Any:
     """The module `tvm_ffi`, with TVM's runtime library loaded."""
     if "tvm" in sys.modules:
@@ -94,10 +96,14 @@ def array(value: Any) -> np.ndarray:
         return np.from_dlpack(bits).view(dtype)
 
 
+def address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
+
+
 def usable(array: np.ndarray) -> bool:
     """Whether TVM can read this array where it lies."""
     flags = array.flags
-    return flags.c_contiguous and flags.writeable and array.ctypes.data % ALIGNMENT == 0
+    return flags.c_contiguous and flags.writeable and address(array) % ALIGNMENT == 0
 
 
 class Program:
@@ -146,7 +152,9 @@ class Program:
         if prepare:
             weights = list(self._machine["prepare"](*weights))
         self._weights = weights
-        self._mapped = [] if prepare else list(stored)
+        mapped = [] if prepare else [w for w in stored if w.nbytes]
+        starts = [address(w) for w in mapped]
+        self._mapped = (min(starts), max(a + w.nbytes for a, w in zip(starts, mapped))) if mapped else (0, 0)
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run once. `inputs` have the shapes and dtypes of the program's parameters, in order."""
@@ -174,8 +182,9 @@ class Program:
     def _output(self, result: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
         out = np.asarray(result.numpy()) if self._cuda else array(result)
         # A program may hand back an input or a constant as it is; the caller must be free to write to what it gets.
-        borrowed = (*self._staging.values(), *self._mapped, *inputs)
-        return out.copy() if any(np.may_share_memory(out, b) for b in borrowed) else out
+        inside = self._mapped[0] <= address(out) < self._mapped[1]
+        borrowed = (*self._staging.values(), *inputs)
+        return out.copy() if inside or any(np.may_share_memory(out, b) for b in borrowed) else out
 
     @staticmethod
     def _aligned(stored: np.ndarray) -> np.ndarray:

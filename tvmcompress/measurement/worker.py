@@ -1,6 +1,7 @@
 """One runtime in a process of its own, run as `python -m tvmcompress.measurement.worker`.
 
-The first line on stdin says what to load: {"kind": "package" | "onnx", "path", "inputs": a .npz, "threads"}. The answer
+The first line on stdin says what to load: {"kind": "package" | "onnx" | "openvino", "path", "inputs": a .npz,
+"threads"}, for OpenVINO also "precision": "f32", or "" for its own choice. The answer
 has the time from an interpreter with NumPy to the first outputs. Then each line {"run": n} is answered with n times in
 ms, and {"peak": true} with the largest memory that the process has had.
 """
@@ -32,7 +33,7 @@ def main() -> int:
             inputs = {name: archive[name] for name in archive.files}
         bare = memory("VmRSS")
         start = time.perf_counter()
-        run = open_onnx(order) if order["kind"] == "onnx" else open_package(order)
+        run = OPEN[order["kind"]](order)
         loaded = time.perf_counter()
         call = run(inputs)
         call()
@@ -81,6 +82,20 @@ def open_onnx(order: dict) -> Callable:
 
     opened = session(order["path"], order["threads"])
     return lambda inputs: lambda: opened.run(None, inputs)
+
+
+def open_openvino(order: dict) -> Callable:
+    import openvino
+
+    core = openvino.Core()
+    core.set_property("CPU", {"INFERENCE_NUM_THREADS": order["threads"], "PERFORMANCE_HINT": "LATENCY"})
+    if order["precision"]:
+        core.set_property("CPU", {"INFERENCE_PRECISION_HINT": order["precision"]})
+    request = core.compile_model(order["path"], "CPU").create_infer_request()
+    return lambda inputs: lambda: request.infer(inputs, share_inputs=True, share_outputs=True)
+
+
+OPEN = {"package": open_package, "onnx": open_onnx, "openvino": open_openvino}
 
 
 def memory(field: str) -> int:
