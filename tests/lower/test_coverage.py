@@ -12,6 +12,7 @@ import tvmcompress as tc
 from tests import networks
 from tests.lower.tools import build
 from tvmcompress.compilation import manifest, simplified
+from tvmcompress.lower import host
 from tvmcompress.target import Target
 
 CONVOLUTIONAL = [name for name in networks.SMALL if name != "transformer"]
@@ -52,3 +53,17 @@ def test_other_targets_have_schedules_too(target: str, tmp_path: Path) -> None:
     for recipe in (None, "int8"):
         compressed = tc.compress(model, recipe, samples) if recipe else model
         assert build(simplified(compressed.module), target).fallbacks == {}
+
+
+@pytest.mark.parametrize("recipe", ["fp16", "bf16", "int8-weights", "int8-dynamic"])
+@pytest.mark.parametrize("name", sorted(networks.SMALL))
+def test_every_recipe_on_every_network(name: str, recipe: str, tmp_path: Path) -> None:
+    """It compiles without a fallback, and the numbers are near those of the float network."""
+    onnx.save(networks.SMALL[name](), tmp_path / "net.onnx")
+    model = tc.load(tmp_path / "net.onnx")
+    module = simplified(tc.compress(model, recipe).module)
+    x = np.random.default_rng(1).standard_normal(model.inputs[0].shape).astype(np.float32)
+    (wanted,), (got,) = (host.executor(m)([x]) for m in (simplified(model.module), module))
+    assert build(module, "native").fallbacks == {}
+    noise = float(((got - wanted) ** 2).sum()) / float((wanted**2).sum())
+    assert noise < 10 ** (-2.5), f"{10 * np.log10(1 / noise):.1f} dB"

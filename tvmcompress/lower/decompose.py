@@ -32,8 +32,16 @@ def conv1d(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
     if weight is None:
         return None
     (stride,), (dilation,), (left, right) = ints(a.strides), ints(a.dilation), ints(a.padding)
-    y = rw.emit(relax.op.nn.conv2d(x, weight, [1, stride], [0, left, 0, right], [1, dilation], a.groups), var.name)
+    sums = relax.op.nn.conv2d(
+        x, weight, [1, stride], [0, left, 0, right], [1, dilation], a.groups, out_dtype=out_dtype(var, x)
+    )
+    y = rw.emit(sums, var.name)
     return relax.op.reshape(y, graph.shape(var))
+
+
+def out_dtype(var: graph.Var, x: Expr) -> str | None:
+    """The attribute of a layer whose result is `var`: none where that is of its operands' dtype."""
+    return None if graph.dtype(var) == graph.dtype(x) else graph.dtype(var)
 
 
 def insert_axis(rw: Rewriter, weight: Expr, at: int) -> Expr | None:
@@ -147,7 +155,7 @@ def phases(rw: Rewriter, var: graph.Var, expr: Expr, out: tuple[int, ...]) -> Ex
         per = np.tile(np.repeat(scales, sh * sw), groups) if scales.size > 1 else scales.reshape(())
         zero = np.zeros(per.shape, packed.dtype)
         new_weight = rw.emit(relax.op.dequantize(new_weight, graph.const(per.astype(np.float32)), graph.const(zero), 0))
-    y = rw.emit(relax.op.nn.conv2d(x, new_weight, 1, pads, 1, groups), var.name)
+    y = rw.emit(relax.op.nn.conv2d(x, new_weight, 1, pads, 1, groups, out_dtype=out_dtype(var, x)), var.name)
     y = rw.emit(relax.op.reshape(y, (n, oc, sh, sw, qh, qw)))
     y = rw.emit(relax.op.permute_dims(y, (0, 1, 4, 2, 5, 3)))
     y = rw.emit(relax.op.reshape(y, (n, oc, qh * sh, qw * sw)))
