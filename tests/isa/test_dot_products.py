@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import ml_dtypes
 import numpy as np
 import pytest
 from tvm import relax
@@ -114,6 +115,46 @@ def test_the_inner_loop_is_dot_products(kind: str, name: str, intrinsic: str, mn
     assert len(scalar) * 8 <= dots  # an address now and then
     if intrinsic in REGISTER:
         assert f"%{REGISTER[intrinsic]}" in loop
+
+
+BF16 = ["znver4", "sapphirerapids"]
+
+
+def bfloat16_layers():
+    """A convolution and a product of odd sizes in bfloat16, NaN and infinity among the values."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 7, 9, 11)).astype(np.float32)
+    q = rng.standard_normal((5, 33)).astype(np.float32)
+    q[0, 0], q[1, 1], q[2, 2] = np.nan, np.inf, -0.0
+    taps = rng.standard_normal((37, 7, 3, 3)).astype(ml_dtypes.bfloat16)
+    w = rng.standard_normal((33, 19)).astype(ml_dtypes.bfloat16)
+
+    def body(rw, a, b):
+        a, b = (rw.emit(relax.op.astype(v, "bfloat16")) for v in (a, b))
+        y = relax.op.nn.conv2d(a, graph.const(taps), padding=1, out_dtype="float32")
+        return [y, relax.op.matmul(b, graph.const(w), out_dtype="float32")]
+
+    return graph.program([("x", x.shape, "float32"), ("q", q.shape, "float32")], body), (x, q), (taps, w)
+
+
+@pytest.mark.parametrize("name", BF16)
+def test_bfloat16_products_are_dot_products(name: str) -> None:
+    lowered = build(bfloat16_layers()[0], name)
+    assert not lowered.fallbacks
+    assert hot(assembly(lowered), "vdpbf16ps").count("vdpbf16ps") >= 8
+
+
+@pytest.mark.parametrize("name", ["native", "x86-64-v3", *BF16])
+def test_bfloat16_numbers(name: str) -> None:
+    """Operands rounded half to even, products summed in float32."""
+    need(name)
+    mod, (x, q), (taps, w) = bfloat16_layers()
+    convolved, product = machine(build(mod, name), linking.linker(Target.load(name)))([x, q])
+    x, q, taps, w = (v.astype(ml_dtypes.bfloat16).astype(np.float64) for v in (x, q, taps, w))
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1))), (3, 3), (2, 3))
+    np.testing.assert_allclose(convolved, np.einsum("nchwij,ocij->nohw", windows, taps), rtol=1e-5, atol=1e-4)
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(product, q @ w, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize(("name", "mnemonic"), [("x86-64-v3", "vfmadd"), ("rpi4", "fmla"), ("rpi3-32", "vfma.f32")])

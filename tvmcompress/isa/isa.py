@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import tvm
 
+BF16_BITS = "uint16"  # bfloat16 as kernels with a dot product read it
+
 
 @dataclass(frozen=True)
 class Dot:
-    """A dot-product instruction: C[lanes] (int32) += A[depth] . B[lanes, depth], A broadcast to all lanes.
+    """A dot-product instruction: C[lanes] (int32 or float32) += A[depth] . B[lanes, depth], A broadcast to all lanes.
 
     `intrinsic` is the name under which it is registered for tensorize; `data` the dtype of A (activations);
     `weight` the dtype of B. `mnemonic` is what the assembly must contain.
@@ -22,6 +24,7 @@ class Dot:
     data: str
     weight: str
     mnemonic: str
+    code: str = ""  # LLVM's, of a function that the intrinsic calls
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Isa:
     dot: Dot | None = None
     masked: bool = False  # masked loads and stores cost nothing extra
     fused: bool = False  # multiplies and adds vectors of floats in one instruction
+    bf16: Dot | None = None  # the instruction for bfloat16 products, whose operands are BF16_BITS
     l1d: int = 32 * 1024
     l2: int = 512 * 1024
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
-from tvmcompress.isa.isa import Dot, Isa
+from tvmcompress.isa.isa import BF16_BITS, Dot, Isa
 
 
 def _register(name: str, desc, impl) -> None:
@@ -105,10 +105,71 @@ def pmaddwd(lanes: int) -> Dot:
     return Dot(name, lanes, 2, "int16", "int8", "pmaddwd")
 
 
+def dpbf16ps(lanes: int) -> Dot:
+    """vdpbf16ps on 4, 8 or 16 lanes: pairs of bfloat16 products summed in float32, subnormals taken as zero.
+
+    Operands are the bits of bfloat16 in uint16: TVM makes float32 of every bfloat16 expression before LLVM sees it, and
+    its LLVM code generator has no bfloat16. So a function that LLVM puts in place gives the bits their type.
+    """
+    pairs, name = lanes * 2, f"tvmcompress_dpbf16ps_{lanes}"
+    sums_type = f"float32x{lanes}"
+    sums, halves = f"<{lanes} x float>", f"<{pairs} x bfloat>"
+    instruction = f"@llvm.x86.avx512bf16.dpbf16ps.{lanes * 32}"
+    code = f"""
+define linkonce_odr {sums} @{name}({sums} %c, <{lanes} x i32> %a, <{pairs} x i16> %b) alwaysinline {{
+  %x = bitcast <{lanes} x i32> %a to {halves}
+  %y = bitcast <{pairs} x i16> %b to {halves}
+  %r = call {sums} {instruction}({sums} %c, {halves} %x, {halves} %y)
+  ret {sums} %r
+}}
+declare {sums} {instruction}({sums}, {halves}, {halves})
+"""
+
+    @T.prim_func(s_tir=True)
+    def desc(
+        A: T.Buffer((2,), "uint16", offset_factor=1),
+        B: T.Buffer((lanes, 2), "uint16", strides=[2, 1], offset_factor=1),
+        C: T.Buffer((lanes,), "float32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
+            T.writes(C[0:lanes])
+            for i in T.serial(0, lanes):
+                for k in T.serial(0, 2):
+                    with T.sblock("update"):
+                        vi, vk = T.axis.remap("SR", [i, k])
+                        C[vi] = C[vi] + T.cast(T.reinterpret(A[vk], dtype="bfloat16"), "float32") * T.cast(
+                            T.reinterpret(B[vi, vk], dtype="bfloat16"), "float32"
+                        )
+
+    @T.prim_func(s_tir=True)
+    def impl(
+        A: T.Buffer((2,), "uint16", offset_factor=1),
+        B: T.Buffer((lanes, 2), "uint16", strides=[2, 1], offset_factor=1),
+        C: T.Buffer((lanes,), "float32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
+            T.writes(C[0:lanes])
+            two = T.reinterpret(A.vload([0], "uint16x2"), dtype="int32")
+            C[T.ramp(T.int32(0), 1, lanes)] = T.call_pure_extern(
+                sums_type,
+                name,
+                C.vload([0], dtype=sums_type),
+                T.broadcast(two, lanes),
+                B.vload([0, 0], dtype=f"uint16x{pairs}"),
+            )
+
+    intrinsic = f"tvmcompress.dpbf16ps_{lanes}"
+    _register(intrinsic, desc, impl)
+    return Dot(intrinsic, lanes, 2, BF16_BITS, BF16_BITS, "vdpbf16ps", code)
+
+
 def facts(has, _triple: str, cores: int, options: dict) -> Isa:
     if has("avx512f", "avx512bw"):
         dot = vnni(16) if has("avx512vnni") else pmaddwd(16)
-        return Isa("avx512-vnni" if has("avx512vnni") else "avx512", 16, 32, cores, dot, True, has("fma"), **options)
+        bf16 = dpbf16ps(16) if has("avx512bf16") else None
+        return Isa("avx512-vnni" if has("avx512vnni") else "avx512", 16, 32, cores, dot, True, has("fma"), bf16, **options)
     if has("avx2"):
         dot = vnni(8) if has("avxvnni") else pmaddwd(8)
         return Isa("avx-vnni" if has("avxvnni") else "avx2", 8, 16, cores, dot, fused=has("fma"), **options)

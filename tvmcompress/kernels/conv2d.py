@@ -14,7 +14,7 @@ import numpy as np
 import tvm
 from tvm import te, tirx
 
-from tvmcompress.isa import Isa
+from tvmcompress.isa import BF16_BITS, Isa
 from tvmcompress.kernels.tile import Tile, attributes, choose_tile, crop, product, round_up
 
 
@@ -56,6 +56,11 @@ class Plan:
     dot: str
     data: str  # dtype in which the kernel reads its activations
 
+    @property
+    def sums(self) -> str:
+        """The dtype of the sums."""
+        return "int32" if self.data in ("int8", "uint8", "int16") else "float32"
+
     def blocks(self, conv: Conv2d) -> int:
         """Blocks of output channels of one group."""
         return -(-(conv.oc // conv.groups) // self.tile.block)
@@ -72,6 +77,8 @@ def plan(conv: Conv2d, isa: Isa, data: str, weight: str) -> Plan:
 
 def operands(isa: Isa, data: str, weight: str) -> tuple[int, str, str]:
     """Depth and name of the dot product for these dtypes, and the dtype in which the kernel reads its activations."""
+    if data == weight == "bfloat16" and isa.bf16:
+        return isa.bf16.depth, isa.bf16.intrinsic, isa.bf16.data
     if not data.startswith(("int", "uint")):
         return 1, "", data
     if isa.dot and weight == isa.dot.weight:
@@ -88,7 +95,12 @@ def pack(weight: np.ndarray, conv: Conv2d, p: Plan) -> np.ndarray:
     padded[:, :group, :ic] = weight.reshape(conv.groups, group, ic, kh, kw)
     padded = padded.reshape(conv.groups * blocks, block, icp // p.depth, p.depth, kh, kw)
     packed = padded.transpose(0, 4, 5, 2, 1, 3)
-    return np.ascontiguousarray(packed if p.depth > 1 else packed[..., 0])
+    return stored(np.ascontiguousarray(packed if p.depth > 1 else packed[..., 0]), p)
+
+
+def stored(packed: np.ndarray, p: Plan) -> np.ndarray:
+    """Weights in the dtype in which the kernel reads them: for bfloat16 dot products, their bits."""
+    return packed.view(np.uint16) if p.data == BF16_BITS else packed
 
 
 def packed_shape(conv: Conv2d, p: Plan) -> tuple[int, ...]:
@@ -102,8 +114,7 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan, fill: int = 
 
     `fill` is what padding holds: the zero point, so that its part is the same for every pixel.
     """
-    integer = str(x.dtype).startswith(("int", "uint"))
-    sums = "int32" if integer else "float32"
+    sums = p.sums
     (kh, kw), (sh, sw), (dh, dw) = conv.kernel, conv.strides, conv.dilation
     top, left, _, _ = conv.padding
     oh, ow = conv.out

@@ -12,7 +12,7 @@ import tvm
 from tvm import te, tirx
 
 from tvmcompress.isa import Isa
-from tvmcompress.kernels.conv2d import Plan, operands
+from tvmcompress.kernels.conv2d import Plan, operands, stored
 from tvmcompress.kernels.tile import attributes, choose_tile, crop, product, round_up
 
 
@@ -29,7 +29,7 @@ def pack(weight: np.ndarray, p: Plan) -> np.ndarray:
     padded = np.zeros((kp, np_), weight.dtype)
     padded[:k, :n] = weight
     packed = padded.reshape(kp // p.depth, p.depth, np_ // p.tile.block, p.tile.block).transpose(2, 0, 3, 1)
-    return np.ascontiguousarray(packed if p.depth > 1 else packed[..., 0])
+    return stored(np.ascontiguousarray(packed if p.depth > 1 else packed[..., 0]), p)
 
 
 def packed_shape(k: int, n: int, p: Plan) -> tuple[int, ...]:
@@ -40,8 +40,7 @@ def packed_shape(k: int, n: int, p: Plan) -> tuple[int, ...]:
 def compute(x: te.Tensor, weight: te.Tensor, n: int, p: Plan) -> te.Tensor:
     """x (…, m, k) times packed weight: (…, m, n) in float32 or int32."""
     *batch, m, k = (int(d) for d in x.shape)
-    integer = str(x.dtype).startswith(("int", "uint"))
-    sums = "int32" if integer else "float32"
+    sums = p.sums
     tile, kp = p.tile, round_up(k, p.depth)
     mp = round_up(m, tile.pixels)
     blocks = -(-n // tile.block)

@@ -16,7 +16,7 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 from tvm.tirx import PrimFunc
 
-from tvmcompress.isa import Isa
+from tvmcompress.isa import BF16_BITS, Isa
 from tvmcompress.kernels import FAMILY, generic
 
 Choose = Callable[[str, Sequence], object]
@@ -80,9 +80,29 @@ def attributes(tile: Tile, outer: int, dot: str = "") -> dict:
     return {FAMILY: "tile", "tile": [tile.pixels, tile.vectors, tile.lanes, outer], "dot": dot}
 
 
-def product(data: tirx.PrimExpr, weight: tirx.PrimExpr, sums: str) -> tirx.PrimExpr:
-    """data * weight in the dtype of the sums."""
-    return data.astype(sums) * weight.astype(sums)
+def product(data: te.TensorSlice, weight: te.TensorSlice, sums: str) -> tirx.PrimExpr:
+    """data * weight in the dtype of the sums; bits of bfloat16 are read as such."""
+
+    def wide(x: te.TensorSlice) -> tirx.PrimExpr:
+        bits = sums == "float32" and str(x.dtype) == BF16_BITS
+        return (tirx.reinterpret("bfloat16", x) if bits else x).astype(sums)
+
+    return wide(data) * wide(weight)
+
+
+def bits(x: te.Tensor) -> te.Tensor:
+    """x as bfloat16, rounded half to even, in its bits: element by element, so fused with what makes `x`."""
+    word = lambda value: tirx.const(value, "uint32")  # noqa: E731
+
+    def element(*i):
+        real = x[i].astype("float32")
+        whole = tirx.reinterpret("uint32", real)
+        even = (whole >> word(16)) & word(1)
+        rounded = (whole + word(0x7FFF) + even) >> word(16)
+        nan = (whole & word(0x7FFFFFFF)) > word(0x7F800000)
+        return tirx.Select(nan, word(0x7FC0), rounded).astype(BF16_BITS)
+
+    return te.compute(x.shape, element, name="bits")
 
 
 def schedule(func: PrimFunc, isa: Isa) -> Schedule:
@@ -137,6 +157,8 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
     sch.vectorize(init_lanes)
     if dot:
         sch.tensorize(v_inner, dot)
+        for code in {d.code for d in (isa.dot, isa.bf16) if d and d.intrinsic == dot and d.code}:
+            sch.annotate(start[0], "pragma_import_llvm", code)
     for block in before:
         generic.schedule_padding(sch, block, isa)
     return sch

@@ -14,11 +14,11 @@ from tvm import relax
 
 from tvmcompress.ir import graph
 from tvmcompress.ir.graph import Expr, Rewriter, op_name
-from tvmcompress.isa import Isa
+from tvmcompress.isa import BF16_BITS, Isa
 from tvmcompress.kernels import conv2d as conv_kernel
 from tvmcompress.kernels import depthwise as depthwise_kernel
 from tvmcompress.kernels import matmul as matmul_kernel
-from tvmcompress.kernels import movement, normalization
+from tvmcompress.kernels import movement, normalization, tile
 from tvmcompress.kernels.conv2d import Conv2d
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -32,6 +32,7 @@ class Anchors:
     def __init__(self, isa: Isa) -> None:
         self.isa = isa
         self.done: list[dict] = []
+        self.bits: dict[Expr, Expr] = {}  # what is read as the bits of bfloat16, and these
         self.handlers: dict[str, Callable] = {
             "relax.nn.conv2d": self.conv2d,
             "relax.matmul": self.matmul,
@@ -58,8 +59,8 @@ class Anchors:
         if not supported(*kinds):
             return None
         x, padding, fill = absorb_padding(rw, expr.args[0], [int(p) for p in a.padding])
-        if self.isa.dot and kinds[1] == self.isa.dot.weight and int(a.groups) == 1:
-            x = self.whole_steps(rw, x, self.isa.dot.depth)
+        if int(a.groups) == 1:
+            x = self.whole_steps(rw, x, conv_kernel.operands(self.isa, *kinds)[0])
         n, h, w, c = graph.shape(x)
         oc, ic, kh, kw = graph.shape(weight)
         pair = lambda v: tuple(int(i) for i in v)  # noqa: E731
@@ -68,15 +69,26 @@ class Anchors:
             return self.depthwise(rw, var, x, weight, conv, fill)
         p = conv_kernel.plan(conv, self.isa, *kinds)
         self.note(var, "conv2d", conv.macs // c * ic * conv.groups, kinds, p.tile)  # without channels that are padding
-        packed = pack(rw, weight, lambda value: conv_kernel.pack(value, conv, p), lambda e: pack_conv(rw, e, conv, p))
+        packed = pack(rw, weight, lambda value: conv_kernel.pack(value, conv, p), lambda e: self.operand(rw, pack_conv(rw, e, conv, p), p))
         call = rw.builder.call_te(
             lambda data, taps: conv_kernel.compute(data, taps, conv, p, fill),
-            x,
+            self.operand(rw, x, p),
             packed,
             primfunc_name_hint=f"conv2d_{'int8' if kinds[0] in INTEGERS else kinds[0]}",
             primfunc_attrs=ANCHOR,
         )
         return cast_back(rw, call, var)
+
+    def operand(self, rw: Rewriter, x: Expr, p: conv_kernel.Plan) -> Expr:
+        """Activations as the kernel reads them: bfloat16 as bits, once, where it has a dot product for them."""
+        if p.data != BF16_BITS:
+            return x
+        call = rw.definition(x)
+        if op_name(call) == "relax.astype" and graph.dtype(call.args[0]) == "float32":
+            x = call.args[0]
+        if x not in self.bits:
+            self.bits[x] = rw.emit(rw.builder.call_te(tile.bits, x, primfunc_name_hint="bits"))
+        return self.bits[x]
 
     def whole_steps(self, rw, x, depth: int):
         """Channels padded to whole steps of the dot product, by an operator that is fused with what makes `x`.
@@ -115,10 +127,10 @@ class Anchors:
         outer = int(np.prod(dims[:-2]))
         p = matmul_kernel.plan(dims[-2], dims[-1], n, outer, self.isa, *kinds)
         self.note(var, "matmul", int(np.prod(dims)) * n, kinds, p.tile)
-        packed = pack(rw, y, lambda value: matmul_kernel.pack(value, p), lambda e: pack_matmul(rw, e, p))
+        packed = pack(rw, y, lambda value: matmul_kernel.pack(value, p), lambda e: self.operand(rw, pack_matmul(rw, e, p), p))
         call = rw.builder.call_te(
             lambda data, taps: matmul_kernel.compute(data, taps, n, p),
-            x,
+            self.operand(rw, x, p),
             packed,
             primfunc_name_hint=f"matmul_{'int8' if kinds[0] in INTEGERS else kinds[0]}",
             primfunc_attrs=ANCHOR,
