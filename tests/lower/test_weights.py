@@ -47,6 +47,21 @@ def test_a_constant_used_twice_is_one_argument() -> None:
     assert len(split(graph.program([("x", (3, 8), "float32")], body)).stored) == 1
 
 
+def test_equal_constants_are_one_argument() -> None:
+    """As an unrolled recurrent network has them; others of the same shape stay apart."""
+
+    def body(rw, x):
+        for seed in (0, 1, 0, 1):
+            x = rw.emit(relax.op.matmul(x, graph.const(large(seed))))
+        return [x]
+
+    parts = split(graph.program([("x", (3, 8), "float32")], body))
+    assert len(parts.stored) == 2
+    x = large(2)[:3]
+    wanted = x @ large(0) @ large(1) @ large(0) @ large(1)
+    np.testing.assert_allclose(run(parts, [x])[0], wanted, rtol=1e-4, atol=1e-3)
+
+
 def test_what_depends_on_constants_alone_is_prepared() -> None:
     """4-bit weights: 32 bytes stored, 256 bytes after loading; another weight passes through."""
     values = np.random.default_rng(2).integers(-8, 8, (8, 8)).astype(np.int8)

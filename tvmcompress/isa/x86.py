@@ -169,7 +169,9 @@ def facts(has, _triple: str, cores: int, options: dict) -> Isa:
     if has("avx512f", "avx512bw"):
         dot = vnni(16) if has("avx512vnni") else pmaddwd(16)
         bf16 = dpbf16ps(16) if has("avx512bf16") else None
-        return Isa("avx512-vnni" if has("avx512vnni") else "avx512", 16, 32, cores, dot, True, has("fma"), bf16, **options)
+        return Isa(
+            "avx512-vnni" if has("avx512vnni") else "avx512", 16, 32, cores, dot, True, has("fma"), bf16, **options
+        )
     if has("avx2"):
         dot = vnni(8) if has("avxvnni") else pmaddwd(8)
         return Isa("avx-vnni" if has("avxvnni") else "avx2", 8, 16, cores, dot, fused=has("fma"), **options)

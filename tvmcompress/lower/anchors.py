@@ -69,7 +69,12 @@ class Anchors:
             return self.depthwise(rw, var, x, weight, conv, fill)
         p = conv_kernel.plan(conv, self.isa, *kinds)
         self.note(var, "conv2d", conv.macs // c * ic * conv.groups, kinds, p.tile)  # without channels that are padding
-        packed = pack(rw, weight, lambda value: conv_kernel.pack(value, conv, p), lambda e: self.operand(rw, pack_conv(rw, e, conv, p), p))
+        packed = pack(
+            rw,
+            weight,
+            lambda value: conv_kernel.pack(value, conv, p),
+            lambda e: self.operand(rw, pack_conv(rw, e, conv, p), p),
+        )
         call = rw.builder.call_te(
             lambda data, taps: conv_kernel.compute(data, taps, conv, p, fill),
             self.operand(rw, x, p),
@@ -127,7 +132,9 @@ class Anchors:
         outer = int(np.prod(dims[:-2]))
         p = matmul_kernel.plan(dims[-2], dims[-1], n, outer, self.isa, *kinds)
         self.note(var, "matmul", int(np.prod(dims)) * n, kinds, p.tile)
-        packed = pack(rw, y, lambda value: matmul_kernel.pack(value, p), lambda e: self.operand(rw, pack_matmul(rw, e, p), p))
+        packed = pack(
+            rw, y, lambda value: matmul_kernel.pack(value, p), lambda e: self.operand(rw, pack_matmul(rw, e, p), p)
+        )
         call = rw.builder.call_te(
             lambda data, taps: matmul_kernel.compute(data, taps, n, p),
             self.operand(rw, x, p),

@@ -6,6 +6,7 @@ function, `prepare`, that runs once when a package is loaded: on disk weights st
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -40,16 +41,17 @@ def split(mod: tvm.IRModule) -> Split:
     constant.discard(old.body.body)  # the result stays in `main`, though all its fields be constant
     definitions = graph.definitions(mod)
     frontier = [v for v in frontier_of(mod, constant) if not isinstance(definitions[v], relax.Tuple)]
-    direct = direct_constants(mod, constant)
+    first = first_equals(mod)
+    direct = direct_constants(mod, constant, first)
     rewriter = graph.Rewriter()
     rewriter.adopt(mod)
-    stored = write_prepare(rewriter, mod, constant, frontier, direct) if frontier else [c.value for c in direct]
+    stored = write_prepare(rewriter, mod, constant, frontier, direct, first) if frontier else [c.value for c in direct]
 
     params = [relax.Var(p.name, p.ty) for p in old.params]
     weights = [relax.Var(f"weight_{i}", e.ty) for i, e in enumerate([*frontier, *direct])]
     lifted = dict(zip(direct, weights[len(frontier) :]))
     rewriter.replacement.update(zip([*old.params, *frontier], [*params, *weights]))
-    rewriter.on_const = lambda c: lifted.get(c, c)
+    rewriter.on_const = lambda c: lifted.get(first.get(c, c), c)
     write_function(rewriter, mod, "main", [*params, *weights], lambda v: v not in constant, old.body.body)
     return Split(rewriter.builder.finalize(), stored, len(params), bool(frontier))
 
@@ -91,14 +93,36 @@ def frontier_of(mod: tvm.IRModule, constant: set[relax.Var]) -> list[relax.Var]:
     return list(needed)
 
 
-def direct_constants(mod: tvm.IRModule, constant: set[relax.Var]) -> list[GenericConst]:
+def first_equals(mod: tvm.IRModule) -> dict[GenericConst, GenericConst]:
+    """For every large constant the first that equals it: an unrolled loop must not keep a copy for each turn."""
+    alike: dict[tuple, list[GenericConst]] = {}
+    for binding in graph.bindings(mod):
+        for c in graph.constants_of(binding.value):
+            if isinstance(c.value, tvm.runtime.Tensor) and nbytes(c) > INLINE_BYTES:
+                alike.setdefault((graph.dtype(c), graph.shape(c)), []).append(c)
+    first = {}
+    for group in alike.values():
+        found: dict[bytes, GenericConst] = {}
+        different = list(dict.fromkeys(group))
+        for c in different:
+            key = digest(c) if len(different) > 1 else b""
+            first[c] = found.setdefault(key, c)
+    return first
+
+
+def digest(constant: GenericConst) -> bytes:
+    value = np.ascontiguousarray(graph.value(constant))
+    return hashlib.blake2b(value.reshape(-1).view(np.uint8).data, digest_size=32).digest()
+
+
+def direct_constants(mod: tvm.IRModule, constant: set[relax.Var], first: dict) -> list[GenericConst]:
     """Large constants that `main` itself reads, each once."""
     found: dict[GenericConst, None] = {}
     for binding in graph.bindings(mod):
         if binding.var not in constant:
             for c in graph.constants_of(binding.value):
                 if isinstance(c.value, tvm.runtime.Tensor) and nbytes(c) > INLINE_BYTES:
-                    found[c] = None
+                    found[first[c]] = None
     return list(found)
 
 
@@ -107,13 +131,14 @@ def nbytes(constant: GenericConst) -> int:
     return int(np.prod(dims, dtype=np.int64)) * tvm.DataType(graph.dtype(constant)).bits // 8
 
 
-def write_prepare(rewriter, mod, constant, frontier, direct) -> list[tvm.runtime.Tensor]:
+def write_prepare(rewriter, mod, constant, frontier, direct, first) -> list[tvm.runtime.Tensor]:
     """Emit `prepare` with one parameter per large constant that it reads or passes through; the values of these."""
     params: dict[GenericConst, relax.Var] = {}
 
     def lift(c: GenericConst) -> Expr:
         if nbytes(c) <= INLINE_BYTES:
             return c
+        c = first.get(c, c)
         if c not in params:
             params[c] = relax.Var(f"stored_{len(params)}", c.ty)
         return params[c]
