@@ -34,6 +34,21 @@ def test_run_keeps_the_models_names_and_matches_onnx_runtime(here, capsys):
     np.testing.assert_allclose(np.load("y.npz")["y"], wanted, rtol=1e-3, atol=1e-4)
 
 
+def test_measure_and_verify_on_a_board(here, capsys):
+    """This machine as a board behind RPC."""
+    command = [sys.executable, "-m", "tvmcompress.serving", "--port", "19490"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            board = f"rpc://{server.stdout.readline().split()[-1]}"
+            assert quick(f"verify small.tar --device {board} --json -") == 0
+            assert json.loads(capsys.readouterr().out)["ok"] is True
+            arguments = f"--samples test.npz --limit 2 --repeats 5 --device {board} --json -"
+            assert quick(f"measure small.tar {arguments}") == 0
+            assert json.loads(capsys.readouterr().out)["latency"]["package"]["runs"] == 5
+        finally:
+            server.kill()
+
+
 def test_measure_writes_json_and_a_page(here, capsys):
     arguments = "measure small.tar --reference float.tar --samples test.npz --repeats 10"
     assert quick(f"{arguments} --json report.json --html report.html") == 0
@@ -77,6 +92,8 @@ WRONG = [
     ("run small.tar --inputs model.onnx --outputs o.npz", 4, "not a file of NumPy arrays"),
     ("run small.tar --inputs x.npz --outputs o.npz --threads 0", 2, "threads"),
     ("run small.tar --inputs x.npz --outputs o.npz --device mars", 2, "wanted local, rpc://host:port"),
+    ("measure small.tar --samples test.npz --device mars", 2, "wanted local, rpc://host:port"),
+    ("verify small.tar --device mars", 2, "wanted local, rpc://host:port"),
     ("measure small.tar --samples x.npz --reference none.onnx", 4, "no file 'none.onnx'"),
     ("frobnicate", 2, "No such command"),
 ]

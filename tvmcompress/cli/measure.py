@@ -32,6 +32,7 @@ from tvmcompress.cli import options, screen
     help="Time spent on timing.",
 )
 @click.option("--repeats", type=click.IntRange(1), metavar="N", help="Exactly so many timed runs, instead of a budget.")
+@click.option("--device", default="local", show_default=True, help="Where to run: local or rpc://host:port.")
 @options.threads_option
 @options.json_option
 @click.option("--html", type=options.PATH, help="Write a page with charts; it needs no other file.")
@@ -43,13 +44,15 @@ def command(
     limit: int | None,
     budget: float,
     repeats: int | None,
+    device: str,
     threads: int | None,
     json_path: str | None,
     html: Path | None,
 ) -> None:
-    """Measure a package on this machine: size, quality, latency, memory and energy, against a reference.
+    """Measure a package: size, quality, latency, memory and energy, against a reference.
 
-    Package and reference are timed in turns, each in a process of its own.
+    Package and reference are timed in turns, each in a process of its own; on another device, where a board runs the
+    package and a reference package, by that device's own clock.
     """
     from tvmcompress import deploy
     from tvmcompress.samples import load_array
@@ -58,17 +61,18 @@ def command(
         options.check_output(html, package, samples, reference)
     if json_path not in (None, "-"):
         options.check_output(Path(str(json_path)), package, samples, reference)
-    deployment = deploy(package, threads=threads)
-    with screen.progress() as progress:
-        report = deployment.measure(
-            samples,
-            reference,
-            load_array(labels) if labels else None,
-            limit=limit,
-            budget_s=budget,
-            repeats=repeats,
-            progress=progress,
-        )
+    with options.opened(device) as place:
+        deployment = deploy(package, place, threads)
+        with screen.progress() as progress:
+            report = deployment.measure(
+                samples,
+                reference,
+                load_array(labels) if labels else None,
+                limit=limit,
+                budget_s=budget,
+                repeats=repeats,
+                progress=progress,
+            )
     if html is not None:
         report.save_html(html)
     screen.result(report.json(), report.table, json_path)

@@ -17,13 +17,18 @@ if TYPE_CHECKING:
 @click.command(epilog="Example:\n\n\b\n  tvmcompress verify small.tar")
 @click.argument("package", type=options.PATH)
 @click.option("--hashes-only", is_flag=True, help="Do not run it: for a package that is for another machine.")
+@click.option("--device", default="local", show_default=True, help="Where to run: local or rpc://host:port.")
 @options.threads_option
 @options.json_option
-def command(package: Path, hashes_only: bool, threads: int | None, json_path: str | None) -> None:
-    """Check a package's hashes, then that it computes its golden outputs on this machine."""
+def command(package: Path, hashes_only: bool, device: str, threads: int | None, json_path: str | None) -> None:
+    """Check a package's hashes, then that it computes its golden outputs on this machine or another device."""
+    from tvmcompress.deployment import deploy
     from tvmcompress.package import Package
 
-    verification = Package.load(package).verify(threads=threads, hashes_only=hashes_only)
+    loaded = Package.load(package)
+    with options.opened(device) as place:
+        run = None if place is None or hashes_only else deploy(loaded, place, threads)
+        verification = loaded.verify(threads=threads, hashes_only=hashes_only, run=run)
     screen.result(verification.json(), lambda: _text(verification), json_path)
     if not verification.ok:
         failed = ", ".join(check.what for check in verification.checks if not check.ok)
