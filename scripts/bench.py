@@ -255,8 +255,8 @@ def table(result: dict) -> str:
         )
     lines += [
         "",
-        "Two threads against one: while two programs that have nothing to do with each other got two cores; the CPUs of "
-        "a virtual machine are at times two halves of one core.",
+        "Two threads against one: while two programs that have nothing to do with each other got two cores; the "
+        "CPUs of a virtual machine are at times two halves of one core.",
     ]
     stock = [r for r in result["networks"] if "ms_stock" in r]
     if stock:

@@ -17,6 +17,7 @@ from tvmcompress.kernels import FAMILY
 # microseconds of work one thread is enough. In elements of memory-bound work, and in multiply-adds of products.
 PARALLEL_WORK = 1 << 15
 PARALLEL_MACS = 1 << 18
+GATHER = 8  # elements of other work that a looked up one costs, and how many are looked up in a row
 
 
 def blocks_of(sch: Schedule) -> list[SBlockRV]:
@@ -89,7 +90,16 @@ def schedule_elementwise(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
         loops = [sch.fuse(*loops)]
     *outer, inner = loops
     size = extent(sch, [inner])
-    if not is_static(sch, inner):
+    if gathers(sch, block):
+        # One element at a time is what it comes to anyway, and vectors would be taken apart for it.
+        work *= GATHER
+        if size % GATHER == 0:
+            rest, few = sch.split(inner, [None, GATHER])
+            sch.unroll(few)
+            outer.append(rest)
+        else:
+            outer.append(inner)
+    elif not is_static(sch, inner):
         pass
     elif size < lanes and outer and is_static(sch, outer[-1]) and extent(sch, outer[-1:]) >= 4:
         rows = outer.pop()
@@ -102,6 +112,11 @@ def schedule_elementwise(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
         outer += _vectorize(sch, inner, lanes, isa)
     if outer and work >= PARALLEL_WORK and isa.cores > 1:
         parallel(sch, outer, isa)
+
+
+def gathers(sch: Schedule, block: SBlockRV) -> bool:
+    """Whether the block is a table looked up element by element."""
+    return sch.get(block).name_hint == "look_up"
 
 
 def schedule_padding(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
