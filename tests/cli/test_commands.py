@@ -34,17 +34,17 @@ def test_run_keeps_the_models_names_and_matches_onnx_runtime(here, capsys):
     np.testing.assert_allclose(np.load("y.npz")["y"], wanted, rtol=1e-3, atol=1e-4)
 
 
-def test_measure_and_verify_on_a_board(here, capsys):
+def test_measure_and_verify_on_a_board(here):
     """This machine as a board behind RPC."""
     command = [sys.executable, "-m", "tvmcompress.serving", "--port", "19490"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             board = f"rpc://{server.stdout.readline().split()[-1]}"
-            assert quick(f"verify small.tar --device {board} --json -") == 0
-            assert json.loads(capsys.readouterr().out)["ok"] is True
+            done = tvmcompress(f"verify small.tar --device {board} --json -", here)
+            assert json.loads(done.stdout)["ok"] is True, done.stderr
             arguments = f"--samples test.npz --limit 2 --repeats 5 --device {board} --json -"
-            assert quick(f"measure small.tar {arguments}") == 0
-            assert json.loads(capsys.readouterr().out)["latency"]["package"]["runs"] == 5
+            done = tvmcompress(f"measure small.tar {arguments}", here)
+            assert json.loads(done.stdout)["latency"]["package"]["runs"] == 5, done.stderr
         finally:
             server.kill()
 
