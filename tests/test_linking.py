@@ -68,3 +68,14 @@ def test_what_cannot_be_linked_is_one_line(tmp_path: Path):
     with pytest.raises(TvmcompressError, match="could not link") as caught:
         linking.linker(Target.load("native"))(str(tmp_path / "net.so"), [str(tmp_path / "broken.o")])
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_c_library_is_named_with_its_package(tmp_path: Path, monkeypatch):
+    """Debian's cross compilers come without the C library of their target."""
+    script = tmp_path / "aarch64-linux-gnu-gcc"
+    script.write_text("#!/bin/sh\necho 'ld: cannot find crti.o: No such file or directory' >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(linking.cpu, "architecture", lambda: "x86_64")
+    monkeypatch.setattr(linking, "compiler", lambda _: str(script))
+    with pytest.raises(MissingDependencyError, match="apt-get install libc6-dev-arm64-cross"):
+        linking.linker(Target.load("rpi4"))(str(tmp_path / "net.so"), [str(tmp_path / "x.o")])

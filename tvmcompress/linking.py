@@ -20,6 +20,13 @@ _PACKAGE = {
     "armv7l": "gcc-arm-linux-gnueabihf",
     "riscv64": "gcc-riscv64-linux-gnu",
 }
+# Debian's package of its C library, which Debian recommends to the compiler but does not insist on.
+_LIBC = {
+    "x86_64": "libc6-dev-amd64-cross",
+    "aarch64": "libc6-dev-arm64-cross",
+    "armv7l": "libc6-dev-armhf-cross",
+    "riscv64": "libc6-dev-riscv64-cross",
+}
 # No build id, no symbols but the exported ones: those that are left out would carry names of temporary files.
 _FLAGS = ("-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-s", "-Wl,--build-id=none", "-Wl,-z,noexecstack")
 _LIBRARIES = ("-lm", "-lpthread")
@@ -66,6 +73,9 @@ def linker(target: Target) -> Fcompile:
             *_LIBRARIES,
         ]
         done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)
+        if done.returncode and ("crti.o" in done.stderr or "No such file or directory" in done.stderr):
+            libc = "libc6-dev" if target.arch == cpu.architecture() else _LIBC[target.arch]
+            raise MissingDependencyError(f"{command} has no C library for {target.triple}: apt-get install {libc}")
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-200:])
             raise TvmcompressError(f"{command} could not link for {target.triple}: {said}")
