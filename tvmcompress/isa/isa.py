@@ -43,6 +43,7 @@ class Isa:
     masked: bool = False  # masked loads and stores cost nothing extra
     fused: bool = False  # multiplies and adds vectors of floats in one instruction
     bf16: Dot | None = None  # the instruction for bfloat16 products, whose operands are BF16_BITS
+    look_up: str = ""  # LLVM's code of `tvmcompress_look_up_uint8` and `_int8`: 64 bytes, and the four parts of a table
     l1d: int = 32 * 1024
     l2: int = 512 * 1024
 

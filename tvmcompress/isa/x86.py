@@ -165,13 +165,33 @@ declare {sums} {instruction}({sums}, {halves}, {halves})
     return Dot(intrinsic, lanes, 2, BF16_BITS, BF16_BITS, "vdpbf16ps", code)
 
 
+# For int8 the table begins with the entry of -128: the highest bit chooses the other way round.
+PERMUTE = "@llvm.x86.avx512.vpermi2var.qi.512"
+LOOK_UP = (
+    "".join(
+        f"""
+define linkonce_odr <64 x i8> @tvmcompress_look_up_{kind}(
+    <64 x i8> %x, <64 x i8> %a, <64 x i8> %b, <64 x i8> %c, <64 x i8> %d) alwaysinline {{
+  %low = call <64 x i8> {PERMUTE}(<64 x i8> %a, <64 x i8> %x, <64 x i8> %b)
+  %high = call <64 x i8> {PERMUTE}(<64 x i8> %c, <64 x i8> %x, <64 x i8> %d)
+  %negative = icmp slt <64 x i8> %x, zeroinitializer
+  %r = select <64 x i1> %negative, <64 x i8> %{first}, <64 x i8> %{second}
+  ret <64 x i8> %r
+}}
+"""
+        for kind, first, second in (("uint8", "high", "low"), ("int8", "low", "high"))
+    )
+    + f"declare <64 x i8> {PERMUTE}(<64 x i8>, <64 x i8>, <64 x i8>)\n"
+)
+
+
 def facts(has, _triple: str, cores: int, options: dict) -> Isa:
     if has("avx512f", "avx512bw"):
         dot = vnni(16) if has("avx512vnni") else pmaddwd(16)
         bf16 = dpbf16ps(16) if has("avx512bf16") else None
-        return Isa(
-            "avx512-vnni" if has("avx512vnni") else "avx512", 16, 32, cores, dot, True, has("fma"), bf16, **options
-        )
+        table = LOOK_UP if has("avx512vbmi") else ""
+        name = "avx512-vnni" if has("avx512vnni") else "avx512"
+        return Isa(name, 16, 32, cores, dot, True, has("fma"), bf16, table, **options)
     if has("avx2"):
         dot = vnni(8) if has("avxvnni") else pmaddwd(8)
         return Isa("avx-vnni" if has("avxvnni") else "avx2", 8, 16, cores, dot, fused=has("fma"), **options)

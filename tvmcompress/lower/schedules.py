@@ -10,7 +10,7 @@ from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.tirx import PrimFunc
 
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import FAMILY, depthwise, generic, tile
+from tvmcompress.kernels import FAMILY, depthwise, generic, lookup, tile
 
 FAMILIES = {"tile": tile.schedule, "depthwise": depthwise.schedule}
 
@@ -52,6 +52,11 @@ def schedule(mod: tvm.IRModule, isa: Isa) -> Scheduled:
 
 
 def apply(func: PrimFunc, isa: Isa) -> PrimFunc:
+    sch = Schedule(func)
+    if [sch.get(block).name_hint for block in generic.blocks_of(sch)] == [lookup.NAME]:
+        kernel = lookup.look_up(func, isa)
+        if kernel is not None:
+            return kernel
     family = family_of(func)
     sch = FAMILIES[family](func, isa) if family else generic.schedule(func, isa)
     return finished(func, sch)
