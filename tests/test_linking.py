@@ -79,3 +79,20 @@ def test_a_missing_c_library_is_named_with_its_package(tmp_path: Path, monkeypat
     monkeypatch.setattr(linking, "compiler", lambda _: str(script))
     with pytest.raises(MissingDependencyError, match="apt-get install libc6-dev-arm64-cross"):
         linking.linker(Target.load("rpi4"))(str(tmp_path / "net.so"), [str(tmp_path / "x.o")])
+
+
+@pytest.mark.parametrize("name", ["native", "rpi4"])
+def test_a_network_without_kernels_links(name: str, tmp_path: Path):
+    """Its program then comes in a C file instead of LLVM's object, whose symbols must stay visible."""
+    builder = relax.BlockBuilder()
+    x = relax.Var("x", relax.TensorType((2, 3), "float32"))
+    with builder.function("main", [x]):
+        builder.emit_func_output(relax.Tuple([x]))
+    target = Target.load(name)
+    built = tvm.compile(builder.get(), target=target.to_tvm())
+    built.export_library(str(tmp_path / "net.so"), fcompile=linking.linker(target))
+    assert b"__tvm_ffi__library_bin\0" in (tmp_path / "net.so").read_bytes()
+    if name == "native":
+        machine = relax.VirtualMachine(tvm.runtime.load_module(str(tmp_path / "net.so")), tvm.cpu())
+        given = np.arange(6, dtype="float32").reshape(2, 3)
+        np.testing.assert_array_equal(machine["main"](tvm.runtime.tensor(given))[0].numpy(), given)

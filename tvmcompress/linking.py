@@ -28,7 +28,7 @@ _LIBC = {
     "riscv64": "libc6-dev-riscv64-cross",
 }
 # No build id, no symbols but the exported ones: those that are left out would carry names of temporary files.
-_FLAGS = ("-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-s", "-Wl,--build-id=none", "-Wl,-z,noexecstack")
+_FLAGS = ("-O2", "-shared", "-fPIC", "-s", "-Wl,--build-id=none", "-Wl,-z,noexecstack")
 _LIBRARIES = ("-lm", "-lpthread")
 THREADS = Path(__file__).with_name("threads.c")
 
