@@ -16,7 +16,8 @@ from tvmcompress.ir import graph
 from tvmcompress.lower import pipeline
 from tvmcompress.target import Target
 
-ROUNDS, RUNS, WANTED = 20, 5, 1.7
+ROUNDS, RUNS, WANTED = 30, 5, 1.7
+FREE, COUNTED = 1.85, 3  # what two separate programs gain when there are two CPUs; rounds in which they did
 
 
 def fastest(run: Callable) -> float:
@@ -62,15 +63,16 @@ def test_two_threads_are_nearly_twice_as_fast_as_one(monkeypatch) -> None:
         return lambda: run([x])
 
     one, other, two = program(1), program(1), program(2)
-    gains, possible = [], []
+    gains = []
     for _ in range(ROUNDS):
-        alone = fastest(one)
-        gains.append(alone / fastest(two))
-        possible.append(2 * alone / both_at_once(one, other))
-        if gains[-1] >= WANTED:
+        alone, before = fastest(one), both_at_once(one, other)
+        gain = alone / fastest(two)
+        if gain >= WANTED:
             return
+        after = both_at_once(one, other)
+        if min(2 * alone, 2 * fastest(one)) >= FREE * max(before, after):
+            gains.append(gain)
         time.sleep(0.2)
-    said = f"two threads {max(gains):.2f} times as fast as one, two programs at once {max(possible):.2f} times"
-    if max(possible) < 1.85:
-        pytest.skip(f"this machine does not have two free CPUs: {said}")
-    pytest.fail(said)
+    if len(gains) < COUNTED:
+        pytest.skip("this machine does not have two free CPUs: two programs at once gain too little")
+    pytest.fail(f"two threads {max(gains):.2f} times as fast as one, where two programs at once are {FREE} times")
