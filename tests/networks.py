@@ -5,8 +5,11 @@ Batch norms carry statistics that keep activations in a sane range, as training 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import onnx
+import onnx.version_converter
 from onnx import TensorProto, helper, numpy_helper
 
 
@@ -60,11 +63,13 @@ class Net:
         y = self.node("GlobalAveragePool", [x])
         return self.linear(self.node("Flatten", [y]), channels, classes)
 
-    def model(self, shape: tuple[int, ...], output: str, out_shape: tuple[int, ...]) -> onnx.ModelProto:
+    def model(
+        self, shape: tuple[int, ...], output: str, out_shape: tuple[int, ...], dtype: int = TensorProto.FLOAT
+    ) -> onnx.ModelProto:
         graph = helper.make_graph(
             self.nodes,
             "net",
-            [helper.make_tensor_value_info("input", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("input", dtype, shape)],
             [helper.make_tensor_value_info(output, TensorProto.FLOAT, out_shape)],
             self.weights,
         )
@@ -337,6 +342,74 @@ def recurrent(steps: int = 50, features: int = 64, hidden: int = 128, classes: i
 def vision_transformer() -> onnx.ModelProto:
     """ViT-tiny."""
     return transformer(224, 16, 192, 3, 12, 1000)
+
+
+def encoder(
+    tokens: int = 128, dim: int = 384, heads: int = 12, depth: int = 6, vocabulary: int = 8000
+) -> onnx.ModelProto:
+    """A text encoder of MiniLM's size: words in, their mean embedding out. (A vocabulary of 30522 only adds a table.)"""
+    net = Net()
+
+    def table(count: int) -> str:
+        return net.weight(net.rng.standard_normal((count, dim)).astype(np.float32) * np.float32(0.5))
+
+    def norm(x: str) -> str:
+        gain = 1 + 0.1 * net.rng.standard_normal(dim).astype(np.float32)
+        return net.node("LayerNormalization", [x, net.weight(gain), net.weight(np.zeros(dim, np.float32))], axis=-1)
+
+    def project(x: str, n: int, m: int) -> str:
+        w = net.weight(net.rng.standard_normal((n, m)).astype(np.float32) / np.float32(np.sqrt(n)))
+        b = net.weight(net.rng.standard_normal(m).astype(np.float32) * np.float32(0.05))
+        return net.node("Add", [net.node("MatMul", [x, w]), b])
+
+    def split_heads(x: str, perm: list[int]) -> str:
+        y = net.node("Reshape", [x, net.weight(np.array([0, 0, heads, dim // heads]))])
+        return net.node("Transpose", [y], perm=perm)
+
+    x = norm(net.node("Add", [net.node("Gather", [table(vocabulary), "input"]), table(tokens)]))
+    for _ in range(depth):
+        q, k, v = (split_heads(project(x, dim, dim), p) for p in ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]))
+        scores = net.node("Div", [net.node("MatMul", [q, k]), net.weight(np.float32((dim // heads) ** 0.5))])
+        mixed = net.node("MatMul", [net.node("Softmax", [scores], axis=-1), v])
+        mixed = net.node(
+            "Reshape", [net.node("Transpose", [mixed], perm=[0, 2, 1, 3]), net.weight(np.array([0, 0, dim]))]
+        )
+        x = norm(net.node("Add", [x, project(mixed, dim, dim)]))
+        h = project(x, dim, 4 * dim)
+        inner = net.node("Erf", [net.node("Div", [h, net.weight(np.float32(2**0.5))])])
+        gate = net.node("Add", [inner, net.weight(np.float32(1))])
+        h = net.node("Mul", [net.node("Mul", [h, gate]), net.weight(np.float32(0.5))])
+        x = norm(net.node("Add", [project(h, 4 * dim, dim), x]))
+    y = net.node("ReduceMean", [x], axes=[1], keepdims=0)
+    return net.model((1, tokens), y, (1, dim), TensorProto.INT64)
+
+
+def light(name: str) -> onnx.ModelProto:
+    """A network that the onnx package carries without its weights, with seeded ones: its only input is the image."""
+    import onnx.backend.test
+
+    folder = Path(onnx.backend.test.__file__).parent / "data" / "light"
+    model = onnx.load(folder / f"light_{name}.onnx")
+    rng = np.random.default_rng(0)
+    constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "ConstantOfShape":
+            nodes.append(node)
+            continue
+        shape = constants[node.input[0]]
+        if len(shape) == 1:  # biases, and the scales and variances of batch norms, which must be positive
+            value = rng.uniform(0.1, 0.9, shape)
+        else:
+            value = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+        model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), node.output[0]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    given = [v for v in model.graph.input if v.name not in constants]
+    del model.graph.input[:]
+    model.graph.input.extend(given)
+    model.ir_version = 8
+    return onnx.version_converter.convert_version(model, 13)
 
 
 SMALL = {

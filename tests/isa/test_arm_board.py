@@ -24,6 +24,7 @@ SHAPES = [
     Conv2d(1, 8, 7, 16, 24, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
     Conv2d(2, 7, 6, 8, 12, (3, 2), (1, 1), (0, 1, 2, 0), (2, 1), 2),
     Conv2d(1, 9, 9, 20, 20, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 20),
+    Conv2d(1, 26, 29, 32, 40, (3, 3), (1, 1), (1, 1, 0, 2), (1, 1)),  # Winograd's
 ]
 
 
@@ -93,6 +94,7 @@ def check(board: ArmBoard, target: str, folder: Path) -> None:
     model, inputs, wanted = everything()
     package = tc.compile(model, Target.load(target))
     assert package.manifest["fallbacks"] == []
+    assert any(row.get("algorithm") == "winograd" for row in package.manifest["layers"])
     package.save(folder / "products.tar")
     results = board.run_package(folder / "products.tar", inputs)
     for name, expected in wanted.items():

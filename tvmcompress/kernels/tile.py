@@ -80,10 +80,10 @@ def attributes(tile: Tile, outer: int, dot: str = "") -> dict:
     return {FAMILY: "tile", "tile": [tile.pixels, tile.vectors, tile.lanes, outer], "dot": dot}
 
 
-def product(data: te.TensorSlice, weight: te.TensorSlice, sums: str) -> tirx.PrimExpr:
+def product(data: te.TensorSlice, weight: te.TensorSlice, sums: str) -> tirx.Expr:
     """data * weight in the dtype of the sums; bits of bfloat16 are read as such."""
 
-    def wide(x: te.TensorSlice) -> tirx.PrimExpr:
+    def wide(x: te.TensorSlice) -> tirx.Expr:
         bits = sums == "float32" and str(x.dtype) == BF16_BITS
         return (tirx.reinterpret("bfloat16", x) if bits else x).astype(sums)
 

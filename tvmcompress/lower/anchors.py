@@ -18,7 +18,7 @@ from tvmcompress.isa import BF16_BITS, Isa
 from tvmcompress.kernels import conv2d as conv_kernel
 from tvmcompress.kernels import depthwise as depthwise_kernel
 from tvmcompress.kernels import matmul as matmul_kernel
-from tvmcompress.kernels import movement, normalization, tile
+from tvmcompress.kernels import movement, normalization, tile, winograd
 from tvmcompress.kernels.conv2d import Conv2d
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -67,6 +67,8 @@ class Anchors:
         conv = Conv2d(n, h, w, c, oc, (kh, kw), pair(a.strides), padding, pair(a.dilation), int(a.groups))
         if conv.groups == c and conv.groups > 1 and oc % c == 0:
             return self.depthwise(rw, var, x, weight, conv, fill)
+        if kinds == ("float32", "float32") and (fast := winograd.plan(conv, self.isa)):
+            return self.winograd(rw, var, x, weight, conv, fast)
         p = conv_kernel.plan(conv, self.isa, *kinds)
         self.note(var, "conv2d", conv.macs // c * ic * conv.groups, kinds, p.tile)  # without channels that are padding
         packed = pack(
@@ -83,6 +85,17 @@ class Anchors:
             primfunc_attrs=ANCHOR,
         )
         return cast_back(rw, call, var)
+
+    def winograd(self, rw, var, x, weight, conv, p: winograd.Plan):
+        self.note(var, "conv2d", conv.macs, ("float32", "float32"), p.tile)
+        self.done[-1]["algorithm"] = "winograd"
+        return rw.builder.call_te(
+            lambda data, taps: winograd.compute(data, taps, conv, p),
+            x,
+            transform_filters(rw, weight, conv, p),
+            primfunc_name_hint="conv2d_winograd",
+            primfunc_attrs=ANCHOR,
+        )
 
     def operand(self, rw: Rewriter, x: Expr, p: conv_kernel.Plan) -> Expr:
         """Activations as the kernel reads them: bfloat16 as bits, once, where it has a dot product for them."""
@@ -246,6 +259,17 @@ def pack_conv(rw: Rewriter, weight: Expr, conv: Conv2d, p: conv_kernel.Plan) -> 
     e = rw.emit(relax.op.reshape(e, (conv.groups * blocks, block, icp // p.depth, p.depth, kh, kw)))
     e = rw.emit(relax.op.permute_dims(e, (0, 4, 5, 2, 1, 3)))
     return e if p.depth > 1 else rw.emit(relax.op.squeeze(e, [5]))
+
+
+def transform_filters(rw: Rewriter, weight: Expr, conv: Conv2d, p: winograd.Plan) -> Expr:
+    """A kernel's 9 taps become 36, by operators: stored they would be four times as large."""
+    many, blocks, c, block = winograd.packed_shape(conv, p)
+    e = rw.emit(relax.op.permute_dims(weight, (2, 3, 1, 0)))
+    e = pad_to(rw, e, (*conv.kernel, c, blocks * block))
+    e = rw.emit(relax.op.reshape(e, (9, c * blocks * block)))
+    e = rw.emit(relax.op.matmul(graph.const(winograd.filters()), e))
+    e = rw.emit(relax.op.reshape(e, (many, c, blocks, block)))
+    return rw.emit(relax.op.permute_dims(e, (0, 2, 1, 3)))
 
 
 def pack_depthwise(rw: Rewriter, weight: Expr, conv: Conv2d, isa: Isa) -> Expr:

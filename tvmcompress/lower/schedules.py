@@ -10,9 +10,9 @@ from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.tirx import PrimFunc
 
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import FAMILY, depthwise, generic, lookup, tile
+from tvmcompress.kernels import FAMILY, depthwise, generic, lookup, tile, winograd
 
-FAMILIES = {"tile": tile.schedule, "depthwise": depthwise.schedule}
+FAMILIES = {"tile": tile.schedule, "depthwise": depthwise.schedule, "winograd": winograd.schedule}
 
 
 @dataclass

@@ -1,0 +1,252 @@
+"""3x3 convolution with unit strides by Winograd's minimal filtering, F(4x4, 3x3): 36 products where there are 144.
+
+    Y = A^T [ (G g G^T) * (B^T d B) ] A        Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015
+
+for every patch d of 6 x 6 pixels, summed over input channels: 36 matrix products of patches by channels. Rounding errors
+depend on the points at which the polynomials are evaluated: those below make a third of those of 0, 1, -1, 2, -2.
+
+Weights are transformed when a package is loaded: transformed they are four times as large. They are stored as
+[36, blocks, C, block].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from tvm import te, tirx
+from tvm.s_tir import Schedule
+from tvm.tirx import PrimFunc
+
+from tvmcompress.isa import Isa
+from tvmcompress.kernels import FAMILY, generic
+from tvmcompress.kernels.conv2d import Conv2d
+from tvmcompress.kernels.tile import Tile, round_up
+
+OUT, PATCH, KERNEL = 4, 6, 3
+# The points are 0, A, -A, B, -B and infinity; all powers and products below are exact in float32.
+A, B = 5 / 8, 3 / 2
+Numbers = Sequence[tirx.Expr]
+
+
+def transform_data(d: Numbers) -> list[tirx.Expr]:
+    """B^T d for six numbers."""
+    even_a, odd_a = d[4] - d[2] * B**2, (d[3] - d[1] * B**2) * A
+    even_b, odd_b = d[4] - d[2] * A**2, (d[3] - d[1] * A**2) * B
+    ends = [d[i + 4] - d[i + 2] * (A**2 + B**2) + d[i] * (A * B) ** 2 for i in (0, 1)]
+    return [ends[0], even_a + odd_a, even_a - odd_a, even_b + odd_b, even_b - odd_b, ends[1]]
+
+
+def transform_sums(m: Numbers) -> list[tirx.Expr]:
+    """A^T m: four numbers of six."""
+    even_a, odd_a, even_b, odd_b = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
+    return [
+        m[0] + even_a + even_b,
+        odd_a * A + odd_b * B,
+        even_a * A**2 + even_b * B**2,
+        odd_a * A**3 + odd_b * B**3 + m[5],
+    ]
+
+
+def filters() -> np.ndarray:
+    """(36, 9) float32: what transforms the 9 taps of a kernel, row by row; the Kronecker square of G."""
+    points = (0, A, -A, B, -B)
+    rows = [[x**k / math.prod(x - other for other in points if other != x) for k in range(KERNEL)] for x in points]
+    g = np.array([*rows, [0, 0, 1]])
+    return np.kron(g, g).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Decisions for one convolution.
+
+    A task takes `rows` by `columns` patches, of which `tile.pixels` at a time are multiplied. `cycles` is what the
+    whole convolution should take, counted in multiply-adds of one core.
+    """
+
+    rows: int
+    columns: int
+    tile: Tile
+    cycles: float
+
+
+# In multiply-adds of one vector, of which two are done in a cycle: what a patch costs for each vector of channels.
+TRANSFORM_DATA, TRANSFORM_SUMS = 260, 200
+# Bytes that meanwhile arrive from the second-level cache, and from beyond it.
+NEAR_BYTES, FAR_BYTES = 16, 8
+# What direct convolution reaches of the multipliers' peak.
+DIRECT = 0.9
+
+
+def applies(conv: Conv2d, isa: Isa) -> bool:
+    return (
+        conv.kernel == (KERNEL, KERNEL)
+        and conv.strides == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.c % isa.lanes == 0
+        and min(conv.out) >= OUT
+    )
+
+
+def plan(conv: Conv2d, isa: Isa) -> Plan | None:
+    """The cheapest division into tasks, or None where the direct convolution should be faster."""
+    if not applies(conv, isa):
+        return None
+    best = min(plans(conv, isa), key=lambda p: p.cycles)
+    direct = conv.macs / isa.lanes / min(isa.cores, 2) / DIRECT
+    return best if best.cycles < 0.9 * direct else None
+
+
+def plans(conv: Conv2d, isa: Isa) -> list[Plan]:
+    """All divisions into tasks whose patches are whole tiles."""
+    high, wide = (-(-side // OUT) for side in conv.out)
+    cores, found = min(isa.cores, 2), []
+    for rows in range(1, min(high, 8) + 1):
+        for columns in range(1, min(wide + 2, 32) + 1):
+            tasks = math.ceil(conv.n * math.ceil(high / rows) * math.ceil(wide / columns) / cores)
+            patches = rows * columns
+            # A tile is part of a row of patches, or whole ones.
+            for pixels in (p for p in range(1, min(patches, isa.registers) + 1) if whole(p, rows, columns)):
+                for vectors in range(1, 9):
+                    if pixels * vectors + vectors + 1 > isa.registers or (vectors - 1) * isa.lanes >= conv.oc:
+                        break
+                    tile = Tile(pixels, vectors, isa.lanes)
+                    found.append(Plan(rows, columns, tile, tasks * cycles(conv, isa, patches, tile)))
+    return found
+
+
+def whole(pixels: int, rows: int, columns: int) -> bool:
+    return columns % pixels == 0 or (pixels % columns == 0 and rows % (pixels // columns) == 0)
+
+
+def cycles(conv: Conv2d, isa: Isa, patches: int, tile: Tile) -> float:
+    """What one task of so many patches costs."""
+    blocks = -(-conv.oc // tile.block)
+    channels, sums = blocks * tile.block, tile.pixels * tile.vectors
+    near = tile.block * 4 / NEAR_BYTES if conv.c * tile.block * 4 > isa.l1d // 2 else 0
+    steps = conv.c * (max(sums, tile.pixels + tile.vectors, near, 8) + 1) + 3 * sums
+    products = PATCH**2 * patches // tile.pixels * blocks * steps
+    around = patches * (conv.c * TRANSFORM_DATA + channels * TRANSFORM_SUMS) / isa.lanes
+    weights, between = PATCH**2 * conv.c * channels * 4, PATCH**2 * patches * (conv.c + channels) * 4
+    far = (weights if weights > isa.l2 * 3 // 4 else 0) + (between if between > isa.l2 // 2 else 0)
+    return products + around + far / FAR_BYTES
+
+
+def packed_shape(conv: Conv2d, p: Plan) -> tuple[int, ...]:
+    return (PATCH**2, -(-conv.oc // p.tile.block), conv.c, p.tile.block)
+
+
+def pick(index: tirx.Expr, values: Numbers) -> tirx.Expr:
+    """values[index]; decided when the loop over `index` is unrolled."""
+    chosen = values[-1]
+    for at in range(len(values) - 2, -1, -1):
+        chosen = tirx.Select(index == at, values[at], chosen)
+    return chosen
+
+
+def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan) -> te.Tensor:
+    """x (n, h, w, c) and transformed weights, both float32: (n, oh, ow, oc)."""
+    oh, ow = conv.out
+    top, left, _, _ = conv.padding
+    blocks, block = -(-conv.oc // p.tile.block), p.tile.block
+    grid = (conv.n, round_up(-(-oh // OUT), p.rows), round_up(-(-ow // OUT), p.columns))
+    zero = tirx.const(0.0, "float32")
+
+    def pixel(n, i, j, r, k, c):
+        h, w = i * OUT + r - top, j * OUT + k - left
+        return tirx.if_then_else(tirx.all(h >= 0, h < conv.h, w >= 0, w < conv.w), x[n, h, w, c], zero)
+
+    patch = te.compute((*grid, PATCH, PATCH, conv.c), pixel, name="patch")
+    half = te.compute(
+        (*grid, PATCH, PATCH, conv.c),
+        lambda n, i, j, u, k, c: pick(u, transform_data([patch[n, i, j, r, k, c] for r in range(PATCH)])),
+        name="half",
+    )
+    data = te.compute(
+        (PATCH, PATCH, *grid, conv.c),
+        lambda u, v, n, i, j, c: pick(v, transform_data([half[n, i, j, u, k, c] for k in range(PATCH)])),
+        name="data",
+    )
+    rc = te.reduce_axis((0, conv.c), "c")
+    sums = te.compute(
+        (PATCH, PATCH, *grid, blocks, block),
+        lambda u, v, n, i, j, b, o: te.sum(data[u, v, n, i, j, rc] * weight[u * PATCH + v, b, rc, o], axis=[rc]),
+        name="sums",
+        attrs={FAMILY: "winograd", "plan": [p.rows, p.columns, p.tile.pixels, p.tile.vectors, p.tile.lanes]},
+    )
+    rows = te.compute(
+        (*grid, OUT, PATCH, blocks * block),
+        lambda n, i, j, r, v, o: pick(
+            r, transform_sums([sums[u, v, n, i, j, o // block, o % block] for u in range(PATCH)])
+        ),
+        name="rows",
+    )
+    pixels = te.compute(
+        (*grid, OUT, OUT, blocks * block),
+        lambda n, i, j, r, k, o: pick(k, transform_sums([rows[n, i, j, r, v, o] for v in range(PATCH)])),
+        name="pixels",
+    )
+    return te.compute(
+        (conv.n, oh, ow, conv.oc),
+        lambda n, h, w, o: pixels[n, h // OUT, w // OUT, h % OUT, w % OUT, o],
+        name="crop",
+    )
+
+
+def schedule(func: PrimFunc, isa: Isa) -> Schedule:
+    """Groups of patches in parallel, each transformed, multiplied and transformed back while it is in the caches."""
+    sch = Schedule(func)
+    blocks = {sch.get(b).name_hint: b for b in generic.blocks_of(sch)}
+    _, anchor, after = generic.around_anchor(sch)
+    high, wide, pixels, vectors, lanes = (int(v) for v in sch.get(anchor).annotations["plan"])
+    for block in after[2:-1]:
+        sch.compute_inline(block)
+    last, out = after[-1], blocks["pixels"]
+
+    n, i, j, r, k, o = sch.get_loops(out)
+    down, i = sch.split(i, [None, high])
+    across, j = sch.split(j, [None, wide])
+    vector, lane = sch.split(o, [None, lanes])
+    sch.reorder(n, down, across, i, j, vector, r, k, lane)
+    sch.reverse_compute_at(last, vector, preserve_unit_loops=True)
+    sch.compute_at(blocks["rows"], vector)
+    sch.compute_at(anchor, across, preserve_unit_loops=True)
+    sch.compute_at(blocks["data"], across, preserve_unit_loops=True)
+    straight(sch, out, 2, 0)
+    straight(sch, blocks["rows"], 2, 0)
+    straight(sch, last, 3, lanes)
+
+    *outer, u, v, _, i, j, b, o, c_sum = sch.get_loops(anchor)
+    p_outer, p_inner = sch.split(sch.fuse(i, j), [None, pixels])
+    o_outer, o_inner = sch.split(o, [vectors, lanes])
+    sch.reorder(u, v, b, p_outer, c_sum, p_inner, o_outer, o_inner)
+    kept = sch.cache_write(anchor, 0, "local")
+    sch.reverse_compute_at(kept, p_outer, preserve_unit_loops=True)
+    for loop in (p_inner, o_outer):
+        sch.unroll(loop)
+    sch.vectorize(o_inner)
+    straight(sch, kept, 3, lanes)
+
+    u, v, _, i, j, c = sch.get_loops(blocks["data"])[len(outer) :]
+    c_outer, c_inner = sch.split(c, [None, lanes])
+    sch.reorder(i, j, c_outer, u, v, c_inner)
+    for name in ("half", "patch"):
+        sch.compute_at(blocks[name], c_outer)
+        straight(sch, blocks[name], 2, 0)
+    straight(sch, blocks["data"], 2, 0)
+    if isa.cores > 1:
+        sch.parallel(sch.fuse(n, down, across))
+    straight(sch, sch.decompose_reduction(anchor, c_sum), 2, 0)
+    return sch
+
+
+def straight(sch: Schedule, block, loops: int, lanes: int) -> None:
+    """The innermost loop in vectors (of `lanes`, when it is longer), `loops` around it unrolled."""
+    *_, inner = sch.get_loops(block)
+    if lanes:
+        _, inner = sch.split(inner, [None, lanes])
+    sch.vectorize(inner)
+    for loop in sch.get_loops(block)[-1 - loops : -1]:
+        sch.unroll(loop)
