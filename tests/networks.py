@@ -347,7 +347,7 @@ def vision_transformer() -> onnx.ModelProto:
 def encoder(
     tokens: int = 128, dim: int = 384, heads: int = 12, depth: int = 6, vocabulary: int = 8000
 ) -> onnx.ModelProto:
-    """A text encoder of MiniLM's size: words in, their mean embedding out. (A vocabulary of 30522 only adds a table.)"""
+    """A text encoder of MiniLM's size: words in, their mean out. (30522 words only add a table.)"""
     net = Net()
 
     def table(count: int) -> str:

@@ -7,9 +7,13 @@ import pytest
 from tvm import relax
 
 from tests import reference
+from tests.lower.tools import build, need
+from tvmcompress import linking
 from tvmcompress.ir import graph, ops
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.lower import host
+from tvmcompress.lower.pipeline import machine
+from tvmcompress.target import Target
 
 
 def random_conv(seed: int) -> Conv2d:
@@ -202,3 +206,25 @@ def test_transposed_convolution(seed: int, kind: str) -> None:
     wanted = full[:, :, padding[0] : full.shape[2] - padding[0], padding[1] : full.shape[3] - padding[1]]
     assert got.shape == wanted.shape
     np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-2 if not integer else 0)
+
+
+@pytest.mark.parametrize("name", ["native", "x86-64-v3"])
+@pytest.mark.parametrize(("group_in", "group_out"), [(12, 136), (8, 200), (16, 331), (5, 96), (4, 17)])
+def test_groups_of_any_size(name: str, group_in: int, group_out: int) -> None:
+    """Where the blocks of a group hang over into the next one's channels, too: no schedule but the family's."""
+    need(name)
+    conv = Conv2d(1, 9, 10, 3 * group_in, 3 * group_out, (3, 1), (1, 1), (1, 0, 1, 0), (1, 1), 3)
+    rng = np.random.default_rng(group_out)
+    x = rng.standard_normal((conv.n, conv.h, conv.w, conv.c)).astype(np.float32)
+    weight = rng.standard_normal((conv.oc, group_in, *conv.kernel)).astype(np.float32)
+    bias = rng.standard_normal((1, conv.oc, 1, 1)).astype(np.float32)
+
+    def body(rw, data):
+        y = rw.emit(relax_conv(data, graph.const(weight), conv))
+        return [relax.op.nn.relu(rw.emit(relax.op.add(y, graph.const(bias))))]
+
+    lowered = build(graph.program([("x", first(x).shape, "float32")], body), name)
+    assert not lowered.fallbacks
+    (got,) = machine(lowered, linking.linker(Target.load(name)))([first(x)])
+    wanted = np.maximum(first(reference.conv2d(x, weight, conv)) + bias, 0)
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-4)

@@ -15,7 +15,7 @@ import tvm
 from tvm import te, tirx
 
 from tvmcompress.isa import BF16_BITS, Isa
-from tvmcompress.kernels.tile import Tile, attributes, choose_tile, crop, product, round_up
+from tvmcompress.kernels.tile import Tile, attributes, choose_tile, crop, parts, product, round_up
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def plan(conv: Conv2d, isa: Isa, data: str, weight: str) -> Plan:
     oh, ow = conv.out
     depth, dot, data = operands(isa, data, weight)
     row_bytes = conv.c * conv.strides[1] * tvm.DataType(data).bits // 8
-    tile = choose_tile(isa, ow, conv.oc // conv.groups, conv.n * oh * conv.groups, row_bytes)
+    tile = choose_tile(isa, ow, conv.oc // conv.groups, conv.n * oh * conv.groups, row_bytes, conv.groups > 1)
     return Plan(tile, depth, dot, data)
 
 
@@ -162,6 +162,6 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan, fill: int = 
         (conv.n, oh, owp, conv.groups * blocks, tile.block),
         lambda n, h, w, b, v: te.sum(term(n, h, w, b, v), axis=axes),
         name="conv2d",
-        attrs=attributes(tile, 2, p.dot),
+        attrs=attributes(tile, 2, p.dot, conv.groups > 1 and not parts(group_out, tile.block)),
     )
     return crop(y, (conv.n, oh, ow, conv.oc), tile.block, group_out if conv.groups > 1 else 0, blocks)

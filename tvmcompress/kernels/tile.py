@@ -21,6 +21,7 @@ from tvmcompress.kernels import FAMILY, generic
 
 Choose = Callable[[str, Sequence], object]
 
+GROUP = "group"  # the block that takes a group's channels out of a tile
 CACHE_WAY = 4096  # bytes: first-level caches are indexed by an address within a page, so a way is one page
 
 
@@ -42,7 +43,9 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def choose_tile(isa: Isa, rows: int, channels: int, outer: int = 1, row_bytes: int = 0) -> Tile:
+def choose_tile(
+    isa: Isa, rows: int, channels: int, outer: int = 1, row_bytes: int = 0, whole: bool = False
+) -> Tile:
     """The tile with the lowest estimated cycles for `outer` independent problems of rows x channels.
 
     A tile of p x n vectors costs p*n multiply-adds on two ports and p broadcasts + n loads on two load ports each step
@@ -51,15 +54,19 @@ def choose_tile(isa: Isa, rows: int, channels: int, outer: int = 1, row_bytes: i
 
     Rows lie `row_bytes` apart. Where that is a multiple of a cache way's size they all share one set, so only as many
     rows as leave some of its ways to the weights.
+
+    `whole` asks for tiles of which a whole number makes `channels`, or one all of them, where registers permit.
     """
     best, best_cost = Tile(1, 1, isa.lanes), math.inf
     latency = 8  # multiply-adds in flight that keep two ports busy
     most = rows
     if row_bytes and row_bytes % CACHE_WAY == 0:
         most = min(rows, max(isa.l1d // CACHE_WAY * 2 // 3, 1))
-    for vectors in range(1, 9):
+    for vectors in range(1, isa.registers // 2 if whole else 9):
         if vectors > 1 and (vectors - 1) * isa.lanes >= channels:
             break
+        if whole and not parts(channels, vectors * isa.lanes):
+            continue
         for pixels in range(1, min(most, isa.registers) + 1):
             if pixels * vectors + vectors + 1 > isa.registers:
                 break
@@ -72,12 +79,22 @@ def choose_tile(isa: Isa, rows: int, channels: int, outer: int = 1, row_bytes: i
                 total *= isa.cores / max(tiles, 1)
             if total < best_cost:
                 best, best_cost = Tile(pixels, vectors, isa.lanes), total
+    if whole and best_cost == math.inf:
+        return choose_tile(isa, rows, channels, outer, row_bytes)
     return best
 
 
-def attributes(tile: Tile, outer: int, dot: str = "") -> dict:
-    """Annotations of the anchor block; `outer` is the number of loops before p."""
-    return {FAMILY: "tile", "tile": [tile.pixels, tile.vectors, tile.lanes, outer], "dot": dot}
+def parts(channels: int, block: int) -> bool:
+    """Whether blocks hang over the channels of a group only when there is one block."""
+    return block >= channels or channels % block == 0
+
+
+def attributes(tile: Tile, outer: int, dot: str = "", apart: bool = False) -> dict:
+    """Annotations of the anchor block; `outer` is the number of loops before p.
+
+    `apart`: the blocks of a group hang over into the next one's channels, so that the epilogue is a pass by itself.
+    """
+    return {FAMILY: "tile", "tile": [tile.pixels, tile.vectors, tile.lanes, outer], "dot": dot, "apart": apart}
 
 
 def product(data: te.TensorSlice, weight: te.TensorSlice, sums: str) -> tirx.Expr:
@@ -114,9 +131,12 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
     before, anchor, after = generic.around_anchor(sch)
     pixels, vectors, lanes, outer = (int(v) for v in sch.get(anchor).annotations["tile"])
     dot = str(sch.get(anchor).annotations["dot"])
+    kept = [block for block in after[:-1] if sch.get(block).name_hint == GROUP]
     for block in after[:-1]:
-        sch.compute_inline(block)
+        if block not in kept:
+            sch.compute_inline(block)
     last = after[-1]
+    apart = bool(sch.get(anchor).annotations["apart"])
 
     loops = sch.get_loops(anchor)
     work = generic.extent(sch, loops)
@@ -127,7 +147,8 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
     # Channels outermost among what is parallel: a thread keeps one block of weights while it walks the rows.
     order = [*heads[:1], b, *heads[1:], p_outer]
     sch.reorder(*order, *steps, p_inner, v_outer, v_inner, *inner)
-    sch.reverse_compute_at(last, p_outer, preserve_unit_loops=True)
+    for block in [*kept, *([] if apart else [last])]:
+        sch.reverse_compute_at(block, p_outer, preserve_unit_loops=True)
 
     if work >= generic.PARALLEL_MACS * (4 if dot else 1) and isa.cores > 1:
         # Rows of tiles are one task as long as that leaves enough tasks; else single tiles are.
@@ -141,12 +162,12 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
     if not dot:
         sch.vectorize(v_inner)
 
-    tail = sch.get_loops(last)
-    rows, channels = tail[-2:]
-    channels_outer, channels_inner = sch.split(channels, [None, lanes])
-    sch.unroll(rows)
-    sch.unroll(channels_outer)
-    sch.vectorize(channels_inner)
+    if apart:
+        generic.schedule_elementwise(sch, last, isa)
+    else:
+        straight(sch, last, 2, lanes)
+    for block in kept:
+        straight(sch, block, 3, lanes)
 
     start = sch.get_loops(anchor)
     first_reduction = start[-(len(steps) + 3 + len(inner))]
@@ -164,16 +185,31 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
     return sch
 
 
+def straight(sch: Schedule, block, loops: int, lanes: int = 0) -> None:
+    """The innermost loop in vectors (of `lanes`, when it is longer), `loops` around them unrolled."""
+    if lanes:
+        sch.split(sch.get_loops(block)[-1], [None, lanes])
+    *_, inner = sch.get_loops(block)
+    sch.vectorize(inner)
+    for loop in sch.get_loops(block)[-1 - loops : -1]:
+        sch.unroll(loop)
+
+
 def crop(y: te.Tensor, shape: Sequence[int], block: int, group: int = 0, blocks: int = 0) -> te.Tensor:
     """y[outer…, p, b, v] without what hangs over: (outer…, rows, channels).
 
     With groups, each of `group` channels starts a new run of `blocks` blocks.
     """
+    *outer, channels = shape
+    if not group:
+        return te.compute(shape, lambda *i: y[(*i[:-1], i[-1] // block, i[-1] % block)], name="crop")
+    if blocks == 1 and group != block:
+        # A step of its own: seen from a channel of the whole, a tile would seem to reach into the next group.
+        tiles = y
+        y = te.compute((*outer, channels // group, group), lambda *i: tiles[i], name=GROUP)
 
     def element(*i):
         *head, c = i
-        if group:
-            return y[(*head, (c // group) * blocks + (c % group) // block, (c % group) % block)]
-        return y[(*head, c // block, c % block)]
+        return y[(*head, (c // group) * blocks + (c % group) // block, (c % group) % block)]
 
     return te.compute(shape, element, name="crop")

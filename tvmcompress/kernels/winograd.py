@@ -2,8 +2,8 @@
 
     Y = A^T [ (G g G^T) * (B^T d B) ] A        Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2015
 
-for every patch d of 6 x 6 pixels, summed over input channels: 36 matrix products of patches by channels. Rounding errors
-depend on the points at which the polynomials are evaluated: those below make a third of those of 0, 1, -1, 2, -2.
+for every patch d of 6 x 6 pixels, summed over input channels: 36 matrix products of patches by channels. Rounding
+errors depend on the points at which polynomials are evaluated: those below make a third of those of 0, 1, -1, 2, -2.
 
 Weights are transformed when a package is loaded: transformed they are four times as large. They are stored as
 [36, blocks, C, block].
@@ -23,7 +23,7 @@ from tvm.tirx import PrimFunc
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import FAMILY, generic
 from tvmcompress.kernels.conv2d import Conv2d
-from tvmcompress.kernels.tile import Tile, round_up
+from tvmcompress.kernels.tile import Tile, round_up, straight
 
 OUT, PATCH, KERNEL = 4, 6, 3
 # The points are 0, A, -A, B, -B and infinity; all powers and products below are exact in float32.
@@ -214,8 +214,8 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
     sch.compute_at(blocks["rows"], vector)
     sch.compute_at(anchor, across, preserve_unit_loops=True)
     sch.compute_at(blocks["data"], across, preserve_unit_loops=True)
-    straight(sch, out, 2, 0)
-    straight(sch, blocks["rows"], 2, 0)
+    straight(sch, out, 2)
+    straight(sch, blocks["rows"], 2)
     straight(sch, last, 3, lanes)
 
     *outer, u, v, _, i, j, b, o, c_sum = sch.get_loops(anchor)
@@ -234,19 +234,9 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
     sch.reorder(i, j, c_outer, u, v, c_inner)
     for name in ("half", "patch"):
         sch.compute_at(blocks[name], c_outer)
-        straight(sch, blocks[name], 2, 0)
-    straight(sch, blocks["data"], 2, 0)
+        straight(sch, blocks[name], 2)
+    straight(sch, blocks["data"], 2)
     if isa.cores > 1:
         sch.parallel(sch.fuse(n, down, across))
-    straight(sch, sch.decompose_reduction(anchor, c_sum), 2, 0)
+    straight(sch, sch.decompose_reduction(anchor, c_sum), 2)
     return sch
-
-
-def straight(sch: Schedule, block, loops: int, lanes: int) -> None:
-    """The innermost loop in vectors (of `lanes`, when it is longer), `loops` around it unrolled."""
-    *_, inner = sch.get_loops(block)
-    if lanes:
-        _, inner = sch.split(inner, [None, lanes])
-    sch.vectorize(inner)
-    for loop in sch.get_loops(block)[-1 - loops : -1]:
-        sch.unroll(loop)
