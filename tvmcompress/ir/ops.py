@@ -3,9 +3,17 @@
 unpack_int4(packed: uint8 (rows, n/2)) -> int8 (rows, n)
 
 Two signed 4-bit values a byte, the even column in the low half: the storage of 4-bit weights.
+
+local_response_norm(x (…, c), [size, alpha, beta, bias]) -> (…, c)
+
+    x / (bias + alpha / size * sum of x^2 over `size` neighbours along the last axis)^beta
+
+Of an even number of neighbours one more lies behind than before.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import tvm
@@ -16,6 +24,7 @@ from tvm.ir import _ffi_api as ir_api
 from tvmcompress.ir import graph
 
 UNPACK_INT4 = "tvmcompress.unpack_int4"
+LOCAL_RESPONSE_NORM = "tvmcompress.local_response_norm"
 
 
 def _unpack_int4_type(call, _context):
@@ -23,11 +32,16 @@ def _unpack_int4_type(call, _context):
     return relax.TensorType([rows, half * 2], "int8")
 
 
-if UNPACK_INT4 not in Op.list_op_names():
-    ir_api.RegisterOp(UNPACK_INT4, "Two signed 4-bit values a byte, the even column in the low half.")
-    register_op_attr(UNPACK_INT4, "FInferType", _unpack_int4_type)
-    register_op_attr(UNPACK_INT4, "FPurity", True)
-    register_op_attr(UNPACK_INT4, "TScriptPrinterName", UNPACK_INT4)
+def _register(name: str, says: str, infer_type: Callable) -> None:
+    if name not in Op.list_op_names():
+        ir_api.RegisterOp(name, says)
+        register_op_attr(name, "FInferType", infer_type)
+        register_op_attr(name, "FPurity", True)
+        register_op_attr(name, "TScriptPrinterName", name)
+
+
+_register(UNPACK_INT4, "Two signed 4-bit values a byte, the even column in the low half.", _unpack_int4_type)
+_register(LOCAL_RESPONSE_NORM, "Division by a power of the neighbouring channels.", lambda call, _: call.args[0].ty)
 
 
 def unpack_int4(packed: graph.Expr) -> graph.Expr:
@@ -50,12 +64,35 @@ def te_unpack_int4(packed: te.Tensor) -> te.Tensor:
     return te.compute((rows, half * 2), element, name="unpack_int4")
 
 
+def local_response_norm(x: graph.Expr, size: int, alpha: float, beta: float, bias: float) -> graph.Expr:
+    return relax.Call(Op.get(LOCAL_RESPONSE_NORM), [x, graph.const(np.array([size, alpha, beta, bias]), "float32")])
+
+
+def te_local_response_norm(x: te.Tensor, size: int, alpha: float, beta: float, bias: float) -> te.Tensor:
+    channels, before = x.shape[-1], (size - 1) // 2
+    real = lambda value: tvm.tirx.const(value, "float32")  # noqa: E731
+
+    def element(*i):
+        *head, c = i
+        total = real(0)
+        for k in (c + (j - before) for j in range(size)):
+            value = x[(*head, k)].astype("float32")
+            total = total + tvm.tirx.if_then_else(tvm.tirx.all(k >= 0, k < channels), value * value, real(0))
+        power = tvm.tirx.power(real(bias) + real(alpha / size) * total, real(beta))
+        return (x[i].astype("float32") / power).astype(x.dtype)
+
+    return te.compute(x.shape, element, name="local_response_norm")
+
+
 def expand(mod: tvm.IRModule) -> tvm.IRModule:
     """The program with the operators of this file turned into tensor programs, so that TVM's passes accept it."""
 
     def visit(rewriter, var, expr):
         if graph.op_name(expr) == UNPACK_INT4:
             return rewriter.builder.call_te(te_unpack_int4, expr.args[0])
+        if graph.op_name(expr) == LOCAL_RESPONSE_NORM:
+            size, *numbers = (float(v) for v in graph.value(expr.args[1]))
+            return rewriter.builder.call_te(te_local_response_norm, expr.args[0], int(size), *numbers)
         return None
 
     return graph.rewrite(mod, visit)

@@ -1,7 +1,8 @@
-"""Softmax and layer normalisation over the last axis, row by row, in float32.
+"""Softmax, layer and local response normalisation over the last axis, row by row, in float32.
 
     softmax     y = exp(x - max) / sum exp(x - max)
     layer norm  y = (x - mean) / sqrt(variance + epsilon) * gain + shift, the variance in a second pass over the row
+    local       y = x / (bias + alpha / size * sum of x^2 over `size` neighbours)^beta
 
 TVM's own layer norm sums x and x^2 together, which loses digits and does not vectorise.
 """
@@ -10,7 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import tvm
 from tvm import te, tirx
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from tvmcompress.kernels import FAMILY
 
 LANES = 16  # rows are reduced in whole vectors of the widest unit, what is left over by itself
 
@@ -56,3 +62,60 @@ def layer_norm(x: te.Tensor, gain: te.Tensor, shift: te.Tensor, epsilon: float) 
 
     inverse = te.compute(rows, inverse_of, name="norm_inverse")
     return te.compute((*rows, n), lambda *i: distance(*i) * inverse[i[:-1]] * gain[i[-1]] + shift[i[-1]], name="norm")
+
+
+# The squares of a row stand between zeros, so that whole vectors of neighbours can be read anywhere.
+LOCAL = """
+@T.prim_func(private=True, s_tir=True)
+def local_response_norm(x: T.Buffer(({rows}, {columns}, {n}), "float32"), y: T.Buffer(({rows}, {columns}, {n}), "float32")):
+    T.func_attr({{"tirx.noalias": True, "op_pattern": 8}})
+    square = T.sblock_alloc_buffer(({rows}, {columns}, {n} + {size} - 1))
+    for r in T.parallel({rows}):
+        for p in range({columns}):
+            for c in range({before}):
+                with T.sblock("before"):
+                    i, j, k = T.axis.remap("SSS", [r, p, c])
+                    T.sblock_attr({{"{family}": "ready"}})
+                    square[i, j, k] = T.float32(0)
+            for c in range({size} - 1 - {before}):
+                with T.sblock("behind"):
+                    i, j, k = T.axis.remap("SSS", [r, p, c])
+                    square[i, j, k + {before} + {n}] = T.float32(0)
+{squares}
+{results}
+"""
+STEPS = """
+            for c in range({whole}):
+                for v in T.vectorized({lanes}):
+                    with T.sblock("{name}"):
+                        i, j = T.axis.remap("SS", [r, p])
+                        k = T.axis.spatial({n}, c * {lanes} + v)
+                        {store}
+            for c in range({rest}):
+                with T.sblock("{name}_rest"):
+                    i, j = T.axis.remap("SS", [r, p])
+                    k = T.axis.spatial({n}, {whole} * {lanes} + c)
+                    {store}
+"""
+# x to the power of -beta, where that needs no logarithm.
+POWERS = {
+    0.5: "T.float32(1) / T.sqrt({0})",
+    0.75: "T.float32(1) / (T.sqrt({0}) * T.sqrt(T.sqrt({0})))",
+    1.0: "T.float32(1) / ({0})",
+}
+
+
+def local_response_norm(shape: Sequence[int], size: int, alpha: float, beta: float, bias: float) -> PrimFunc:
+    """For (rows, columns, n), scheduled."""
+    rows, columns, n = shape
+    before = (size - 1) // 2
+    total = " + ".join(f"square[i, j, k + {j}]" for j in range(size))
+    base = f"T.float32({bias!r}) + T.float32({alpha / size!r}) * ({total})"
+    power = POWERS.get(round(beta, 6), f"T.exp(T.log({{0}}) * T.float32({-beta!r}))").format(base)
+    common = {"n": n, "lanes": LANES, "whole": n // LANES, "rest": n % LANES}
+    source = LOCAL.format(
+        rows=rows, columns=columns, n=n, size=size, before=before, family=FAMILY,
+        squares=STEPS.format(name="square", store=f"square[i, j, k + {before}] = x[i, j, k] * x[i, j, k]", **common),
+        results=STEPS.format(name="norm", store=f"y[i, j, k] = x[i, j, k] * ({power})", **common),
+    )  # fmt: skip
+    return tvm.script.from_source(source, {"T": T})

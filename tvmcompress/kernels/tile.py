@@ -43,9 +43,7 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def choose_tile(
-    isa: Isa, rows: int, channels: int, outer: int = 1, row_bytes: int = 0, whole: bool = False
-) -> Tile:
+def choose_tile(isa: Isa, rows: int, channels: int, outer: int = 1, row_bytes: int = 0, whole: bool = False) -> Tile:
     """The tile with the lowest estimated cycles for `outer` independent problems of rows x channels.
 
     A tile of p x n vectors costs p*n multiply-adds on two ports and p broadcasts + n loads on two load ports each step

@@ -12,7 +12,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmcompress.ir import graph
+from tvmcompress.ir import graph, ops
 from tvmcompress.ir.graph import Expr, Rewriter, op_name
 from tvmcompress.isa import BF16_BITS, Isa
 from tvmcompress.kernels import conv2d as conv_kernel
@@ -39,6 +39,7 @@ class Anchors:
             "relax.concat": self.concat,
             "relax.nn.layer_norm": self.layer_norm,
             "relax.nn.softmax": self.softmax,
+            ops.LOCAL_RESPONSE_NORM: self.local_response_norm,
         }
 
     def __call__(self, rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
@@ -184,6 +185,18 @@ class Anchors:
         if int(expr.attrs.axis) % rank != rank - 1 or rank < 2 or graph.dtype(x) != "float32" or 0 in graph.shape(x):
             return None
         return rw.builder.call_te(normalization.softmax, x, primfunc_name_hint="softmax")
+
+    def local_response_norm(self, rw, var, expr):
+        x, shape = expr.args[0], graph.shape(var)
+        if graph.dtype(x) != "float32" or len(shape) < 3 or 0 in shape:
+            return None
+        size, *numbers = (float(v) for v in graph.value(expr.args[1]))
+        flat = (int(np.prod(shape[:-2])), *shape[-2:])
+        kernel = normalization.local_response_norm(flat, int(size), *numbers)
+        name = rw.builder.add_func(kernel, "local_response_norm")
+        x = rw.emit(relax.op.reshape(x, flat))
+        y = rw.emit(relax.op.call_tir(name, [x], relax.TensorType(flat, "float32")))
+        return relax.op.reshape(y, shape)
 
     def batched(self, rw, var, x, y):
         dims, n = graph.shape(var), graph.shape(y)[-1]

@@ -9,7 +9,7 @@ from tvm import relax
 
 from tvmcompress.frontend.onnx.node import Node
 from tvmcompress.frontend.onnx.operators.common import scalar, take
-from tvmcompress.ir import graph
+from tvmcompress.ir import graph, ops
 
 op = relax.op
 
@@ -74,6 +74,18 @@ def lp_norm(node: Node) -> graph.Expr:
     return op.divide(x, safe)
 
 
+def local_response_norm(node: Node) -> graph.Expr:
+    """Over axis 1, which the operator wants last."""
+    rank = len(node.shape(0))
+    if graph.dtype(node.x(0)) != "float32":
+        return NotImplemented
+    last, first = [0, *range(2, rank), 1], [0, rank - 1, *range(1, rank - 1)]
+    numbers = [float(node.attr(key, default)) for key, default in (("alpha", 1e-4), ("beta", 0.75), ("bias", 1.0))]
+    x = node.emit(op.permute_dims(node.x(0), last), "last")
+    y = node.emit(ops.local_response_norm(x, int(node.attr("size")), *numbers), "normal")
+    return op.permute_dims(y, first)
+
+
 def space_to_depth(node: Node) -> graph.Expr:
     block, (n, c, h, w) = node.attr("blocksize"), node.shape(0)
     split = node.emit(op.reshape(node.x(0), (n, c, h // block, block, w // block, block)), "blocks")
@@ -135,6 +147,7 @@ TABLE = {
     "BatchNormalization": batch_norm,
     "RMSNormalization": rms_norm,
     "LpNormalization": lp_norm,
+    "LRN": local_response_norm,
     "SpaceToDepth": space_to_depth,
     "MaxPool": max_pool,
 }
