@@ -399,12 +399,17 @@ def light(name: str) -> onnx.ModelProto:
             continue
         shape = constants[node.input[0]]
         if len(shape) == 1:  # biases, and the scales and variances of batch norms, which must be positive
-            value = rng.uniform(0.1, 0.9, shape)
+            norm = "bn" in node.output[0]
+            value = rng.uniform(0.5, 1.5, shape) if norm else rng.uniform(-0.1, 0.1, shape)
         else:
             value = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
         model.graph.initializer.append(numpy_helper.from_array(value.astype(np.float32), node.output[0]))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
+    used = {name for node in nodes for name in node.input}
+    kept = [t for t in model.graph.initializer if t.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
     given = [v for v in model.graph.input if v.name not in constants]
     del model.graph.input[:]
     model.graph.input.extend(given)

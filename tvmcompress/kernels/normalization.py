@@ -67,7 +67,7 @@ def layer_norm(x: te.Tensor, gain: te.Tensor, shift: te.Tensor, epsilon: float) 
 # The squares of a row stand between zeros, so that whole vectors of neighbours can be read anywhere.
 LOCAL = """
 @T.prim_func(private=True, s_tir=True)
-def local_response_norm(x: T.Buffer(({rows}, {columns}, {n}), "float32"), y: T.Buffer(({rows}, {columns}, {n}), "float32")):
+def local_response_norm(x: T.Buffer({shape}, "float32"), y: T.Buffer({shape}, "float32")):
     T.func_attr({{"tirx.noalias": True, "op_pattern": 8}})
     square = T.sblock_alloc_buffer(({rows}, {columns}, {n} + {size} - 1))
     for r in T.parallel({rows}):
@@ -114,7 +114,7 @@ def local_response_norm(shape: Sequence[int], size: int, alpha: float, beta: flo
     power = POWERS.get(round(beta, 6), f"T.exp(T.log({{0}}) * T.float32({-beta!r}))").format(base)
     common = {"n": n, "lanes": LANES, "whole": n // LANES, "rest": n % LANES}
     source = LOCAL.format(
-        rows=rows, columns=columns, n=n, size=size, before=before, family=FAMILY,
+        shape=(rows, columns, n), rows=rows, columns=columns, n=n, size=size, before=before, family=FAMILY,
         squares=STEPS.format(name="square", store=f"square[i, j, k + {before}] = x[i, j, k] * x[i, j, k]", **common),
         results=STEPS.format(name="norm", store=f"y[i, j, k] = x[i, j, k] * ({power})", **common),
     )  # fmt: skip
