@@ -168,7 +168,24 @@ def softplus_of(node: Node, x: graph.Expr, zero: graph.Expr) -> graph.Expr:
     return op.add(op.maximum(x, zero), node.emit(log1p, "log1p"))
 
 
+def one_by_one(combine: Callable, mean: bool = False) -> Callable[[Node], graph.Expr]:
+    """Of any number of inputs, in pairs: stacked, as TVM has them, they would leave their layout."""
+
+    def convert(node: Node) -> graph.Expr:
+        result = node.x(0)
+        count = len(node.proto.input)
+        for index in range(1, count):
+            result = node.emit(combine(result, node.x(index)), "partial")
+        return op.multiply(result, scalar(1 / count, node.dtype(0))) if mean else result
+
+    return convert
+
+
 TABLE = {
+    "Sum": one_by_one(op.add),
+    "Mean": one_by_one(op.add, True),
+    "Max": one_by_one(op.maximum),
+    "Min": one_by_one(op.minimum),
     "Clip": clip,
     "Div": divide,
     "Cosh": hyperbolic(1.0),
