@@ -120,6 +120,12 @@ def bits(x: te.Tensor) -> te.Tensor:
     return te.compute(x.shape, element, name="bits")
 
 
+def real(x: te.Tensor) -> te.Tensor:
+    """float32 of bfloat16's bits."""
+    word = lambda *i: x[i].astype("uint32") << tirx.const(16, "uint32")  # noqa: E731
+    return te.compute(x.shape, lambda *i: tirx.reinterpret("float32", word(*i)), name="real")
+
+
 def schedule(func: PrimFunc, isa: Isa) -> Schedule:
     """Keep each tile's sums in registers, its epilogue right behind, tiles in parallel.
 

@@ -18,6 +18,7 @@ from tvmcompress.kernels import approximation
 from tvmcompress.lower.anchors import anchors
 from tvmcompress.lower.channels_last import channels_last
 from tvmcompress.lower.decompose import decompose
+from tvmcompress.lower.half import share_bits
 from tvmcompress.lower.integer import integer
 from tvmcompress.lower.schedules import schedule
 from tvmcompress.lower.weights import split
@@ -93,6 +94,7 @@ def lower(
         watch(name, mod)
     # Kernels for what costs time; what stays are element-wise operators, data movement and reductions.
     mod, layers = anchors(mod, isa)
+    mod = share_bits(mod)
     mod = ops.expand(mod)
     watch("anchors", mod)
     parts = split(mod)
