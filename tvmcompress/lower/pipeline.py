@@ -20,6 +20,7 @@ from tvmcompress.lower.channels_last import channels_last
 from tvmcompress.lower.decompose import decompose
 from tvmcompress.lower.half import share_bits
 from tvmcompress.lower.integer import integer
+from tvmcompress.lower.roll import roll
 from tvmcompress.lower.schedules import schedule
 from tvmcompress.lower.weights import split
 
@@ -42,6 +43,8 @@ class Lowered:
 
 def graph_steps(isa: Isa) -> list[tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]]:
     return [
+        # First, while the steps look as they were imported.
+        ("roll", lambda mod: roll(mod, isa)),
         # Fewer kinds of operators first: every later step then has fewer cases.
         ("decompose", decompose),
         # Layouts before integers: zero points become vectors along the last axis.

@@ -17,7 +17,7 @@ from tvmcompress.passes.support.histogram import Histogram
 from tvmcompress.passes.support.insertion import Insertion, Means, Ranges
 from tvmcompress.passes.support.layers import Layer
 from tvmcompress.passes.support.placement import Placement, Plan
-from tvmcompress.passes.support.select import notes, select
+from tvmcompress.passes.support.select import notes, recurrent, select
 from tvmcompress.passes.support.snr import layer_snr
 
 
@@ -27,7 +27,9 @@ class QuantizeStatic(Pass):
 
     Q is int8, symmetric, with one scale for each output channel; s and z (uint8) belong to the whole tensor x and come
     from `samples`. Convolutions of every kind and matrix products are taken; `support.placement` says where activations
-    are quantized so that integers flow between them. A bias stays float32.
+    are quantized so that integers flow between them. A bias stays float32. Of products whose input depends on a product
+    with the same weight (the steps of a recurrent layer) only the weight is quantized: their errors would accumulate,
+    and for a single row integer arithmetic is no faster.
 
     Cost: weights take a quarter. Error: half a step in each quantized tensor. Scales after Jacob et al., "Quantization
     and training of neural networks for efficient integer-arithmetic-only inference", 2018; the correction of biases
@@ -51,9 +53,11 @@ class QuantizeStatic(Pass):
             raise SampleError("quantize_static needs samples: a few dozen typical inputs of the model")
         mod = graph.rewrite(mod, lambda *_: None)  # one form: names are unique, tuples are inlined
         chosen, reasons = select(mod, self.key, self.skip, self.skip_kinds, self.why_not)
-        plan = Placement(mod, {layer.name for layer in chosen}).plan()
+        stored = recurrent(mod, chosen)
+        reasons |= {layer.name: "of a recurrent network: 8-bit weights, float activations" for layer in stored}
+        plan = Placement(mod, {layer.name for layer in chosen} - set(reasons)).plan()
         limits, means, remarks = self.calibrate(mod, plan, samples)
-        insertion = Insertion(mod, plan, plan.align(limits), means, self.search_weights)
+        insertion = Insertion(mod, plan, plan.align(limits), means, self.search_weights, stored)
         after, names = graph.rewrite(mod, insertion.visit), insertion.names
         del insertion  # it holds a copy of what it made
         snr = None

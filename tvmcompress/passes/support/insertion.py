@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import tvm
@@ -19,15 +19,25 @@ Means = dict[str, np.ndarray]
 
 class Insertion:
     """`visit` for `graph.rewrite`. `limits`: range by tensor; `means`: channel means of layers' inputs, which turn the
-    correction of biases on. Afterwards `names` leads from each binding's old name to its new one.
+    correction of biases on. Of the layers `stored` only the weights are quantized. Afterwards `names` leads from each
+    binding's old name to its new one.
     """
 
-    def __init__(self, mod: tvm.IRModule, plan: Plan, limits: Ranges, means: Means, search: bool):
+    def __init__(
+        self,
+        mod: tvm.IRModule,
+        plan: Plan,
+        limits: Ranges,
+        means: Means,
+        search: bool,
+        stored: Collection[Layer] = (),
+    ):
+        self.stored = {layer.var: layer for layer in stored}
         self.plan, self.limits, self.means, self.search = plan, limits, means, search
         self.old = graph.definitions(mod)
         self.names: dict[str, str] = {}
         self.quantized: dict[graph.Expr, graph.Expr] = {}  # computed in float, by new variable
-        self.weights: dict[tuple[graph.Expr, int], tuple[graph.Expr, np.ndarray, np.ndarray]] = {}
+        self.weights: dict[tuple, tuple[graph.Expr, np.ndarray, np.ndarray]] = {}
         self.biases: dict[relax.Var, np.ndarray] = {}  # what to add to the constant of a binding, by old variable
         self.started = False
 
@@ -39,6 +49,8 @@ class Insertion:
         layer = self.plan.layers.get(var)
         if layer is not None and layer.weight is not None:
             expr = self.layer(rewriter, layer, expr)
+        if var in self.stored:
+            expr = self.with_weights(rewriter, self.stored[var], expr)
         if var in self.biases:
             expr = with_bias(expr, self.biases[var])
         new = rewriter.emit(expr, var.name)
@@ -64,15 +76,19 @@ class Insertion:
         q = rewriter.emit(ops.quantize(real, p.scale, p.zero, "uint8"), f"{var.name}_q")
         return rewriter.emit(ops.dequantize(q, p.scale, p.zero), f"{var.name}_dq")
 
-    def layer(self, rewriter: graph.Rewriter, layer: Layer, expr: relax.Call) -> graph.Expr:
-        """The layer with its constant operand in integers, and with a bias when the correction finds none to change."""
-        constant, at = expr.args[layer.weight], (expr.args[layer.weight], layer.channel)
+    def with_weights(self, rewriter: graph.Rewriter, layer: Layer, expr: relax.Call) -> relax.Call:
+        """The layer with its constant operand in integers."""
+        at = layer.weight_key()
         if at not in self.weights:
             integers, scales = weights.per_channel(layer.weights(), layer.channel, self.search)
             real = weights.emit_per_channel(rewriter, layer.name, integers, scales, layer.channel)
             self.weights[at] = real, integers, scales
-        real, integers, scales = self.weights[at]
-        call = substitute(expr, {constant: real})
+        return substitute(expr, {expr.args[layer.weight]: self.weights[at][0]})
+
+    def layer(self, rewriter: graph.Rewriter, layer: Layer, expr: relax.Call) -> graph.Expr:
+        """As `with_weights`, and with a bias when the correction finds none to change."""
+        call = self.with_weights(rewriter, layer, expr)
+        _, integers, scales = self.weights[layer.weight_key()]
         mean = self.means.get(layer.live[0].name) if layer.weight == 1 else None
         if mean is None or layer.channel < 0:
             return call

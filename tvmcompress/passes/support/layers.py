@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,11 @@ class Layer:
         if not np.isfinite(array).all():
             raise ModelError(f"the weights of '{self.name}' hold NaN or infinity; export the model again")
         return array
+
+    def weight_key(self) -> tuple:
+        """Equal for layers whose constants are, though these be stored twice."""
+        array = np.ascontiguousarray(self.weights())
+        return array.shape, self.channel, hashlib.blake2b(array.reshape(-1).view(np.uint8).data).digest()
 
 
 def layer_of(var: relax.Var, expr: graph.Expr) -> Layer | None:

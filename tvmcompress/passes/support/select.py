@@ -31,6 +31,31 @@ def select(
     return [layer for layer in everything if layer.name not in reasons], reasons
 
 
+def recurrent(mod: tvm.IRModule, chosen: Sequence[Layer]) -> list[Layer]:
+    """The matrix products that depend on another one with the same weight, or on which such a one depends."""
+    groups: dict[tuple, list[Layer]] = {}
+    for layer in chosen:
+        if layer.kind == "matmul" and layer.weight is not None:
+            groups.setdefault(layer.weight_key(), []).append(layer)
+    readers, found = graph.consumers(mod), []
+    for group in groups.values():
+        if len(group) > 1 and reaches(readers, group[0].var, {layer.var for layer in group[1:]}):
+            found += group
+    return found
+
+
+def reaches(readers: Mapping[relax.Var, Sequence[relax.Var]], start: relax.Var, ends: set[relax.Var]) -> bool:
+    seen, todo = set(), [start]
+    while todo:
+        for reader in readers.get(todo.pop(), []):
+            if reader in ends:
+                return True
+            if reader not in seen:
+                seen.add(reader)
+                todo.append(reader)
+    return False
+
+
 def static(layer: Layer) -> bool:
     return all(
         isinstance(a.ty, relax.TensorType) and str(a.ty.dtype) == "float32" and graph.has_static_shape(a)

@@ -1,0 +1,105 @@
+"""A whole LSTM layer as one kernel: the recurrent product and the cell of every step.
+
+    gates[t] = x[t] + h[t-1] R            sigmoid of i, o, f; tanh of g
+    c[t] = f c[t-1] + i g,   h[t] = o tanh(c[t])
+
+x (T, N, 4 H) is the part of the input, with biases. As operators of their own a step takes five kernels of a
+microsecond, most of which is calling them. R (H, 4 H) is packed as for a matrix product: [blocks, H, block].
+"""
+
+from __future__ import annotations
+
+import math
+
+import tvm
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from tvmcompress.isa import Isa
+from tvmcompress.kernels import FAMILY
+from tvmcompress.kernels.conv2d import Plan
+from tvmcompress.kernels.tile import Tile
+
+LSTM = """
+@T.prim_func(private=True, s_tir=True)
+def lstm(
+    x: T.Buffer(({time}, {batch}, {blocks}, {block}), "float32"),
+    h0: T.Buffer(({batch}, {hidden}), "float32"),
+    c0: T.Buffer(({batch}, {hidden}), "float32"),
+    weight: T.Buffer(({blocks}, {hidden}, {block}), "float32"),
+    y: T.Buffer(({time}, {batch}, {hidden}), "float32"),
+    c: T.Buffer(({batch}, {hidden}), "float32"),
+):
+    T.func_attr({{"tirx.noalias": True, "op_pattern": 8}})
+    h = T.sblock_alloc_buffer(({batch}, {hidden}))
+    sums = T.sblock_alloc_buffer(({blocks}, {block}), scope="local")
+    gates = T.sblock_alloc_buffer(({wide},))
+    for n in range({batch}):
+        for j in range({hidden}):
+            with T.sblock("start"):
+                vn, vj = T.axis.remap("SS", [n, j])
+                T.sblock_attr({{"{family}": "ready"}})
+                h[vn, vj] = h0[vn, vj]
+                c[vn, vj] = c0[vn, vj]
+    for step in range({time}):
+        for n in range({batch}):
+            for b in range({blocks}):
+                for o in T.unroll({vectors}):
+                    for v in T.vectorized({lanes}):
+                        with T.sblock("first"):
+                            vt = T.axis.spatial({time}, {at})
+                            vn, vb = T.axis.remap("SS", [n, b])
+                            vo = T.axis.spatial({block}, o * {lanes} + v)
+                            sums[vb, vo] = x[vt, vn, vb, vo]
+                for k in range({hidden}):
+                    for o in T.unroll({vectors}):
+                        for v in T.vectorized({lanes}):
+                            with T.sblock("product"):
+                                vn, vb, vk = T.axis.remap("SSS", [n, b, k])
+                                vo = T.axis.spatial({block}, o * {lanes} + v)
+                                sums[vb, vo] = sums[vb, vo] + h[vn, vk] * weight[vb, vk, vo]
+                for o in T.unroll({vectors}):
+                    for v in T.vectorized({lanes}):
+                        with T.sblock("gates"):
+                            vb = T.axis.spatial({blocks}, b)
+                            vo = T.axis.spatial({block}, o * {lanes} + v)
+                            gates[vb * {block} + vo] = sums[vb, vo]
+{cells}
+"""
+CELL = """
+            for j in range({count}):
+                for v in T.vectorized({lanes}):
+                    with T.sblock("cell{name}"):
+                        vt = T.axis.spatial({time}, {at})
+                        vn = T.axis.spatial({batch}, n)
+                        vj = T.axis.spatial({hidden}, {start} + j * {lanes} + v)
+                        c[vn, vj] = T.sigmoid(gates[{f} + vj]) * c[vn, vj] + T.sigmoid(gates[{i} + vj]) * T.tanh(
+                            gates[{g} + vj]
+                        )
+                        h[vn, vj] = T.sigmoid(gates[{o} + vj]) * T.tanh(c[vn, vj])
+                        y[vt, vn, vj] = h[vn, vj]
+"""
+
+
+def plan(isa: Isa, hidden: int) -> Plan:
+    """One row at a time; vectors that divide the row, as many as hide the latency of a multiply-add."""
+    lanes = math.gcd(4 * hidden, isa.lanes)
+    vectors = next(v for v in (8, 4, 2, 1) if 4 * hidden % (v * lanes) == 0)
+    return Plan(Tile(1, vectors, lanes), 1, "", "float32")
+
+
+def lstm(p: Plan, time: int, batch: int, hidden: int, order: tuple[int, int, int, int], backward: bool) -> PrimFunc:
+    """`order`: where the gates i, o, f and g stand; `backward`: from the last step to the first."""
+    tile = p.tile
+    at = f"{time - 1} - step" if backward else "step"
+    i, o, f, g = (place * hidden for place in order)
+    whole = hidden // tile.lanes
+    common = {"time": time, "batch": batch, "hidden": hidden, "at": at, "i": i, "o": o, "f": f, "g": g}
+    cells = CELL.format(name="", count=whole, lanes=tile.lanes, start=0, **common) if whole else ""
+    if rest := hidden % tile.lanes:
+        cells += CELL.format(name="_rest", count=1, lanes=rest, start=whole * tile.lanes, **common)
+    source = LSTM.format(
+        time=time, batch=batch, hidden=hidden, at=at, family=FAMILY, blocks=4 * hidden // tile.block, block=tile.block,
+        wide=4 * hidden, vectors=tile.vectors, lanes=tile.lanes, cells=cells,
+    )  # fmt: skip
+    return tvm.script.from_source(source, {"T": T})
