@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import pytest
 from tvm import relax
@@ -140,6 +141,24 @@ def test_product_of_two_inputs(shapes) -> None:
     )
     (got,) = host.executor(program)([a, b])
     assert np.abs(got - a.astype(np.float64) @ b).max() <= 1e-4
+
+
+@pytest.mark.parametrize("name", ["native", "x86-64-v3"])
+@pytest.mark.parametrize("shapes", [((3, 5, 8), (3, 8, 9)), ((2, 33, 15), (2, 15, 40)), ((1, 8, 64), (6, 64, 196))])
+def test_product_of_two_inputs_in_bfloat16(shapes, name: str) -> None:
+    """Even and odd depths: only whole steps go to the dot product. The products of bfloat16 are exact in float32."""
+    need(name)
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(s).astype(ml_dtypes.bfloat16).astype(np.float32) for s in shapes)
+
+    def body(rw, x, y):
+        x, y = (rw.emit(relax.op.astype(v, "bfloat16")) for v in (x, y))
+        return [rw.emit(relax.op.astype(rw.emit(relax.op.matmul(x, y, "float32")), "float32"))]
+
+    lowered = build(graph.program([("a", a.shape, "float32"), ("b", b.shape, "float32")], body), name)
+    assert not lowered.fallbacks
+    (got,) = machine(lowered, linking.linker(Target.load(name)))([a, b])
+    np.testing.assert_allclose(got, a.astype(np.float64) @ b, rtol=1e-5, atol=1e-4)
 
 
 def test_weights_with_a_zero_point() -> None:

@@ -71,9 +71,12 @@ def compute(x: te.Tensor, weight: te.Tensor, n: int, p: Plan) -> te.Tensor:
     return crop(y, (*batch, m, n), tile.block)
 
 
-def plan_batched(rows: int, channels: int, outer: int, isa: Isa, data: str) -> Plan:
-    """For two live operands; floats only."""
-    return Plan(choose_tile(isa, rows, channels, outer), 1, "", data)
+def plan_batched(rows: int, k: int, channels: int, outer: int, isa: Isa, data: str) -> Plan:
+    """For two live operands; floats only. The dot product takes whole steps of its depth."""
+    depth, dot, data = operands(isa, data, data)
+    if k % depth:
+        depth, dot, data = 1, "", "bfloat16"
+    return Plan(choose_tile(isa, rows, channels, outer), depth, dot, data)
 
 
 def compute_batched(x: te.Tensor, y: te.Tensor, p: Plan) -> te.Tensor:
@@ -83,24 +86,21 @@ def compute_batched(x: te.Tensor, y: te.Tensor, p: Plan) -> te.Tensor:
     rank = max(len(x.shape), len(y.shape)) - 2
     bx, by = [int(d) for d in x.shape[:-2]], [int(d) for d in y.shape[:-2]]
     batch = list(np.broadcast_shapes(tuple(bx), tuple(by)))
-    tile = p.tile
+    tile, depth = p.tile, p.depth
     mp, blocks = round_up(m, tile.pixels), -(-n // tile.block)
 
     def at(tensor, dims, b, *rest):
         lead = [tirx.const(0, "int32") if d == 1 else i for d, i in zip(dims, b[rank - len(dims) :])]
         return tensor[(*lead, *rest)]
 
-    packed = te.compute(
-        (*by, blocks, k, tile.block),
-        lambda *i: (
-            y[(*i[:-3], i[-2], i[-3] * tile.block + i[-1])]
-            if n % tile.block == 0
-            else tirx.if_then_else(
-                i[-3] * tile.block + i[-1] < n, y[(*i[:-3], i[-2], i[-3] * tile.block + i[-1])], tirx.const(0, y.dtype)
-            )
-        ),
-        name="pack",
-    )
+    def block_of(*i):
+        *lead, b, s, v, d = i if depth > 1 else (*i, 0)
+        column = b * tile.block + v
+        value = y[(*lead, s * depth + d, column)]
+        return value if n % tile.block == 0 else tirx.if_then_else(column < n, value, tirx.const(0, y.dtype))
+
+    steps = (depth,) if depth > 1 else ()
+    packed = te.compute((*by, blocks, k // depth, tile.block, *steps), block_of, name="pack")
     rows = x
     if mp != m:
         rows = te.compute(
@@ -108,13 +108,19 @@ def compute_batched(x: te.Tensor, y: te.Tensor, p: Plan) -> te.Tensor:
             lambda *i: tirx.if_then_else(i[-2] < m, x[i], tirx.const(0, x.dtype)),
             name="pad",
         )
-    rk = te.reduce_axis((0, k), "k")
+    rk = te.reduce_axis((0, k // depth), "k")
+    rd = te.reduce_axis((0, depth), "d")
+
+    def term(*i):
+        *lead, r, b, v = i
+        if depth == 1:
+            return product(at(rows, bx, lead, r, rk), at(packed, by, lead, b, rk, v), "float32")
+        return product(at(rows, bx, lead, r, rk * depth + rd), at(packed, by, lead, b, rk, v, rd), "float32")
+
     z = te.compute(
         (*batch, mp, blocks, tile.block),
-        lambda *i: te.sum(
-            product(at(rows, bx, i[:rank], i[-3], rk), at(packed, by, i[:rank], i[-2], rk, i[-1]), "float32"), axis=[rk]
-        ),
+        lambda *i: te.sum(term(*i), axis=[rk, rd] if depth > 1 else [rk]),
         name="matmul",
-        attrs=attributes(tile, rank),
+        attrs=attributes(tile, rank, p.dot),
     )
     return crop(z, (*batch, m, n), tile.block)

@@ -37,7 +37,7 @@ def reduce_rows(rows: Sequence[int], n: int, value: Callable, kind: str, name: s
 
 
 def softmax(x: te.Tensor) -> te.Tensor:
-    """x (…, n): the same shape."""
+    """x (…, n): the same shape. For short rows; see `softmax_rows`."""
     *rows, n = (int(d) for d in x.shape)
     top = reduce_rows(rows, n, lambda *i: x[i], "max", "softmax_max")
     power = te.compute((*rows, n), lambda *i: te.exp(x[i] - top[i[:-1]]), name="softmax_exp")
@@ -62,6 +62,75 @@ def layer_norm(x: te.Tensor, gain: te.Tensor, shift: te.Tensor, epsilon: float) 
 
     inverse = te.compute(rows, inverse_of, name="norm_inverse")
     return te.compute((*rows, n), lambda *i: distance(*i) * inverse[i[:-1]] * gain[i[-1]] + shift[i[-1]], name="norm")
+
+
+# Accumulators of one vector, halved until one number is left; what is no whole vector comes after, one by one.
+SOFTMAX = """
+@T.prim_func(private=True, s_tir=True)
+def softmax(x: T.Buffer({shape}, "float32"), y: T.Buffer({shape}, "float32")):
+    T.func_attr({{"tirx.noalias": True, "op_pattern": 8}})
+    top = T.sblock_alloc_buffer(({rows}, {columns}, {lanes}))
+    total = T.sblock_alloc_buffer(({rows}, {columns}, {lanes}))
+    for r in T.{parallel}({rows}):
+        for p in range({columns}):
+            for v in T.vectorized({lanes}):
+                with T.sblock("start"):
+                    i, j, k = T.axis.remap("SSS", [r, p, v])
+                    T.sblock_attr({{"{family}": "ready"}})
+                    top[i, j, k] = x[i, j, k]
+                    total[i, j, k] = T.float32(0)
+            for c in range({whole} - 1):
+                for v in T.vectorized({lanes}):
+                    with T.sblock("max"):
+                        i, j, q, k = T.axis.remap("SSSS", [r, p, c, v])
+                        top[i, j, k] = T.max(top[i, j, k], x[i, j, (q + 1) * {lanes} + k])
+{halve_top}
+            for c in range({rest}):
+                with T.sblock("max_rest"):
+                    i, j, q = T.axis.remap("SSS", [r, p, c])
+                    top[i, j, 0] = T.max(top[i, j, 0], x[i, j, {whole} * {lanes} + q])
+            for c in range({whole}):
+                for v in T.vectorized({lanes}):
+                    with T.sblock("power"):
+                        i, j, q, k = T.axis.remap("SSSS", [r, p, c, v])
+                        y[i, j, q * {lanes} + k] = T.exp(x[i, j, q * {lanes} + k] - top[i, j, 0])
+                        total[i, j, k] = total[i, j, k] + y[i, j, q * {lanes} + k]
+{halve_total}
+            for c in range({rest}):
+                with T.sblock("power_rest"):
+                    i, j, q = T.axis.remap("SSS", [r, p, c])
+                    y[i, j, {whole} * {lanes} + q] = T.exp(x[i, j, {whole} * {lanes} + q] - top[i, j, 0])
+                    total[i, j, 0] = total[i, j, 0] + y[i, j, {whole} * {lanes} + q]
+            with T.sblock("inverse"):
+                i, j = T.axis.remap("SS", [r, p])
+                total[i, j, 0] = T.float32(1) / total[i, j, 0]
+{results}
+"""
+HALVE = """
+            for v in T.vectorized({half}):
+                with T.sblock("{name}_{half}"):
+                    i, j, k = T.axis.remap("SSS", [r, p, v])
+                    {store}
+"""
+
+
+def softmax_rows(rows: int, columns: int, n: int, parallel: bool) -> PrimFunc:
+    """softmax over the last axis of (rows, columns, n), n >= LANES, each row while it is in the first cache."""
+    halves = [LANES >> step for step in range(1, LANES.bit_length())]
+
+    def halve(name: str, combine: str) -> str:
+        store = f"{name}[i, j, k] = " + combine.format(f"{name}[i, j, k]", f"{name}[i, j, k + {{half}}]")
+        return "".join(HALVE.format(name=name, half=half, store=store.format(half=half)) for half in halves)
+
+    common = {"n": n, "lanes": LANES, "whole": n // LANES, "rest": n % LANES}
+    source = SOFTMAX.format(
+        shape=(rows, columns, n), rows=rows, columns=columns, family=FAMILY,
+        parallel="parallel" if parallel else "serial",
+        halve_top=halve("top", "T.max({}, {})"), halve_total=halve("total", "{} + {}"),
+        results=STEPS.format(name="scale", store="y[i, j, k] = y[i, j, k] * total[i, j, 0]", **common),
+        **{key: value for key, value in common.items() if key != "n"},
+    )  # fmt: skip
+    return tvm.script.from_source(source, {"T": T})
 
 
 # The squares of a row stand between zeros, so that whole vectors of neighbours can be read anywhere.

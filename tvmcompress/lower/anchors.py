@@ -23,6 +23,7 @@ from tvmcompress.kernels.conv2d import Conv2d
 
 FLOATS = ("float32", "float16", "bfloat16")
 INTEGERS = ("int8", "uint8")
+A_TASK = 4096  # exponentials
 ANCHOR = {"op_pattern": 4}  # TVM's kOutEWiseFusable: element-wise work may be fused behind it
 
 
@@ -184,7 +185,17 @@ class Anchors:
         rank = len(x.ty.shape)
         if int(expr.attrs.axis) % rank != rank - 1 or rank < 2 or graph.dtype(x) != "float32" or 0 in graph.shape(x):
             return None
-        return rw.builder.call_te(normalization.softmax, x, primfunc_name_hint="softmax")
+        *heads, n = graph.shape(x)
+        rows = int(np.prod(heads))
+        if n < normalization.LANES:
+            return rw.builder.call_te(normalization.softmax, x, primfunc_name_hint="softmax")
+        # Tasks of some ten microseconds.
+        tasks = max(d for d in range(1, rows + 1) if rows % d == 0 and (d == 1 or rows // d * n >= A_TASK))
+        kernel = normalization.softmax_rows(tasks, rows // tasks, n, tasks > 1 and self.isa.cores > 1)
+        name = rw.builder.add_func(kernel, "softmax")
+        flat = (tasks, rows // tasks, n)
+        y = relax.op.call_tir(name, [rw.emit(relax.op.reshape(x, flat))], relax.TensorType(flat, "float32"))
+        return relax.op.reshape(rw.emit(y), (*heads, n))
 
     def local_response_norm(self, rw, var, expr):
         x, shape = expr.args[0], graph.shape(var)
@@ -201,11 +212,13 @@ class Anchors:
     def batched(self, rw, var, x, y):
         dims, n = graph.shape(var), graph.shape(y)[-1]
         self.note(var, "matmul", int(np.prod(dims)) * graph.shape(x)[-1], (graph.dtype(x), graph.dtype(y)), None)
-        p = matmul_kernel.plan_batched(dims[-2], n, int(np.prod(dims[:-2])), self.isa, graph.dtype(x))
+        kinds, k = {graph.dtype(x), graph.dtype(y)}, graph.shape(x)[-1]
+        data = kinds.pop() if len(kinds) == 1 else "float32"
+        p = matmul_kernel.plan_batched(dims[-2], k, n, int(np.prod(dims[:-2])), self.isa, data)
         call = rw.builder.call_te(
             lambda a, b: matmul_kernel.compute_batched(a, b, p),
-            x,
-            y,
+            self.operand(rw, x, p),
+            self.operand(rw, y, p),
             primfunc_name_hint="matmul_batched",
             primfunc_attrs=ANCHOR,
         )
