@@ -2,10 +2,12 @@
 
     scripts/bench                        all of it, about half an hour
     scripts/bench --networks resnet18    some networks
+    scripts/bench --times                only latencies, of more networks, against the other runtimes
     scripts/bench --memory               also loading, compressing and compiling a model of 400 MB
     scripts/bench --readme               write the table into README.md
 
-Networks are those of tests/networks.py: real shapes, seeded weights.
+Networks are those of tests/networks.py, and as light_NAME those that the onnx package carries: real shapes, seeded
+weights.
 """
 
 from __future__ import annotations
@@ -38,9 +40,33 @@ def snr_db(got: np.ndarray, wanted: np.ndarray) -> float:
     return 10 * float(np.log10((wanted.astype(np.float64) ** 2).sum() / max(noise, 1e-30)))
 
 
-def images(count: int, shape: tuple[int, ...], seed: int = 0) -> list[np.ndarray]:
+Sample = dict[str, np.ndarray]
+USUAL = "resnet18,resnet50,mobilenet_v2,efficientnet,vision_transformer,keyword_spotter,recurrent"
+MORE = (
+    "encoder,detector,unet,squeeze,shuffle,light_bvlc_alexnet,light_densenet121,light_inception_v1,light_inception_v2,"
+    "light_resnet50,light_shufflenet,light_squeezenet,light_vgg19,light_zfnet512"
+)
+# Larger than in the tests, where small ones do.
+LARGER: dict[str, dict] = {"unet": {"size": 128, "width": 32}, "detector": {"size": 256}}
+LARGER |= {name: {"size": 224} for name in ("squeeze", "shuffle")}
+
+
+def network(name: str) -> onnx.ModelProto:
+    if name.startswith("light_"):
+        return networks.light(name.removeprefix("light_"))
+    return getattr(networks, name)(**LARGER.get(name, {}))
+
+
+def random_samples(model: tc.Model, count: int, seed: int = 0) -> list[Sample]:
+    """Normal numbers, or for integers numbers of words."""
     rng = np.random.default_rng(seed)
-    return [rng.standard_normal(shape).astype(np.float32) for _ in range(count)]
+
+    def values(spec) -> np.ndarray:
+        if spec.dtype.startswith("int"):
+            return rng.integers(0, 1000, spec.shape).astype(spec.dtype)
+        return rng.standard_normal(spec.shape).astype(spec.dtype)
+
+    return [{spec.name: values(spec) for spec in model.inputs} for _ in range(count)]
 
 
 def stock_package(model: tc.Model, proto: onnx.ModelProto, folder: Path) -> tc.Package:
@@ -62,7 +88,7 @@ def stock_package(model: tc.Model, proto: onnx.ModelProto, folder: Path) -> tc.P
     return tc.Package.build(library=library, weights=[], manifest=manifest, golden_inputs=inputs, golden_outputs={})
 
 
-def quantized_by_onnxruntime(proto: onnx.ModelProto, samples: list[np.ndarray], folder: Path) -> Path:
+def quantized_by_onnxruntime(proto: onnx.ModelProto, samples: list[Sample], folder: Path) -> Path:
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Reader(CalibrationDataReader):
@@ -70,8 +96,7 @@ def quantized_by_onnxruntime(proto: onnx.ModelProto, samples: list[np.ndarray], 
             self.rest = iter(samples)
 
         def get_next(self) -> dict | None:
-            sample = next(self.rest, None)
-            return None if sample is None else {"input": sample}
+            return next(self.rest, None)
 
     source, out = folder / "model.onnx", folder / "ort-int8.onnx"
     onnx.save(proto, source)
@@ -82,18 +107,18 @@ def quantized_by_onnxruntime(proto: onnx.ModelProto, samples: list[np.ndarray], 
     return out
 
 
-def quantized_by_openvino(path: Path, samples: list[np.ndarray], folder: Path) -> Path:
+def quantized_by_openvino(path: Path, samples: list[Sample], folder: Path) -> Path:
     import nncf
     import openvino
 
     out = folder / "openvino-int8.xml"
-    calibration = nncf.Dataset([{"input": sample} for sample in samples])
+    calibration = nncf.Dataset(samples)
     quantized = nncf.quantize(openvino.convert_model(str(path)), calibration, subset_size=len(samples))
     openvino.save_model(quantized, str(out))
     return out
 
 
-def scaling(path: Path, sample: np.ndarray, rounds: int = 12) -> dict:
+def scaling(path: Path, sample: Sample, rounds: int = 12) -> dict:
     """How much faster two threads are than one, over the rounds in which this machine had two CPUs to give.
 
     A virtual machine's two CPUs are at times two halves of one core. So each round also runs two one-thread programs at
@@ -104,8 +129,10 @@ def scaling(path: Path, sample: np.ndarray, rounds: int = 12) -> dict:
 
     package = Package.load(path)
     one, other, two = (runtime.open_package(package, count) for count in (1, 1, 2))
-    arrays = [runtime.aligned(sample.shape, sample.dtype)]
-    np.copyto(arrays[0], sample)
+    arrays = []
+    for spec in package.inputs:
+        arrays.append(runtime.aligned(spec.shape, np.dtype(spec.dtype)))
+        np.copyto(arrays[-1], sample[spec.name])
 
     def fastest(program) -> float:
         return min(timed(program, arrays)[1] for _ in range(5))
@@ -120,10 +147,10 @@ def scaling(path: Path, sample: np.ndarray, rounds: int = 12) -> dict:
     return {"gain": float(np.median(counted)) if counted else None, "counted": len(counted), "rounds": found}
 
 
-def run_onnx(path: Path, sample: np.ndarray) -> np.ndarray:
+def run_onnx(path: Path, sample: Sample) -> np.ndarray:
     import onnxruntime
 
-    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"input": sample})[0]
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, sample)[0]
 
 
 def timed(function, *arguments):
@@ -132,17 +159,17 @@ def timed(function, *arguments):
     return result, time.perf_counter() - start
 
 
-def measure(name: str, folder: Path, seconds: float, stock: bool) -> dict:
-    proto = getattr(networks, name)()
+def measure(name: str, folder: Path, seconds: float, stock: bool, times: bool) -> dict:
+    proto = network(name)
     path = folder / f"{name}.onnx"
     onnx.save(proto, path)
     model = tc.load(path)
-    shape = model.inputs[0].shape
-    calibration, fresh = images(16, shape), images(4, shape, 99)
+    calibration, fresh = random_samples(model, 16), random_samples(model, 4, 99)
     native = tc.Target.load("native")
-    small = tc.compress(model, "int8", samples=calibration)
     packages, row = {}, {"name": name, "bytes": {"onnx": path.stat().st_size}, "compile_s": {}}
-    sources = {"float32": model, "int8": small} | {key: tc.compress(model, key) for key in ("int4-weights", "bf16")}
+    sources = {"float32": model, "int8": tc.compress(model, "int8", samples=calibration)}
+    for key in ("bf16",) if times else ("int4-weights", "bf16"):
+        sources[key] = tc.compress(model, key)
     for key, source in sources.items():
         packages[key], row["compile_s"][key] = timed(tc.compile, source, native)
         packages[key].save(folder / f"{name}-{key}.tar")
@@ -150,25 +177,8 @@ def measure(name: str, folder: Path, seconds: float, stock: bool) -> dict:
     row["integer_share"] = packages["int8"].manifest["macs"]["integer"] / packages["int8"].manifest["macs"]["total"]
     row["fallbacks"] = {key: package.manifest["fallbacks"] for key, package in packages.items()}
     theirs = quantized_by_onnxruntime(proto, calibration, folder)
-    same_file = tc.deploy(tc.compile(tc.load(theirs), native))
-    deployed = {key: tc.deploy(package) for key, package in packages.items()}
-    found: dict[str, list[float]] = {}
-    for sample in fresh:
-        wanted = run_onnx(path, sample)
-        (ours,) = deployed["int8"]({"input": sample}).values()
-        (float32,) = deployed["float32"]({"input": sample}).values()
-        (int4,) = deployed["int4-weights"]({"input": sample}).values()
-        other = run_onnx(theirs, sample)
-        (again,) = same_file({"input": sample}).values()
-        for key, value in (
-            ("int8", snr_db(ours, wanted)),
-            ("float32", snr_db(float32, wanted)),
-            ("int4-weights", snr_db(int4, wanted)),
-            ("onnxruntime_int8", snr_db(other, wanted)),
-            ("same_qdq_file", snr_db(again, other)),
-        ):
-            found.setdefault(key, []).append(value)
-    row["snr_db"] = {key: float(np.median(values)) for key, values in found.items()}
+    if not times:
+        row["snr_db"] = quality(path, theirs, packages, fresh)
     threads = cpu.usable()
     orders = {
         key: {"kind": "package", "path": str(folder / f"{name}-{key}.tar"), "threads": threads}
@@ -183,15 +193,30 @@ def measure(name: str, folder: Path, seconds: float, stock: bool) -> dict:
     ):
         order = {"kind": "openvino", "path": str(file), "threads": threads, "precision": precision}
         orders[f"openvino {key}"] = order
-    row["ms"] = race_all(orders, {"input": fresh[0]}, seconds, None)
-    row["threads"] = scaling(folder / f"{name}-float32.tar", fresh[0])
+    row["ms"] = race_all(orders, fresh[0], seconds, None)
+    if not times:
+        row["threads"] = scaling(folder / f"{name}-float32.tar", fresh[0])
     if stock:
         package = stock_package(model, proto, folder)
         package.save(folder / "stock.tar")
         pair = {"stock": {"kind": "package", "path": str(folder / "stock.tar"), "threads": cpu.usable()}}
         pair["float32"] = orders["float32"]
-        row["ms_stock"] = race_all(pair, {"input": fresh[0]}, seconds, 3)
+        row["ms_stock"] = race_all(pair, fresh[0], seconds, 3)
     return row
+
+
+def quality(path: Path, theirs: Path, packages: dict[str, tc.Package], samples: list[Sample]) -> dict[str, float]:
+    """Medians of signal-to-noise ratios in dB against ONNX Runtime on the float file, or on `theirs` for that file."""
+    same_file = tc.deploy(tc.compile(tc.load(theirs), tc.Target.load("native")))
+    deployed = {key: tc.deploy(packages[key]) for key in ("int8", "float32", "int4-weights")}
+    found: dict[str, list[float]] = {}
+    for sample in samples:
+        wanted, other = run_onnx(path, sample), run_onnx(theirs, sample)
+        for key, run in deployed.items():
+            found.setdefault(key, []).append(snr_db(next(iter(run(sample).values())), wanted))
+        found.setdefault("onnxruntime_int8", []).append(snr_db(other, wanted))
+        found.setdefault("same_qdq_file", []).append(snr_db(next(iter(same_file(sample).values())), other))
+    return {key: float(np.median(values)) for key, values in found.items()}
 
 
 def race_all(orders: dict[str, dict], inputs: dict, seconds: float, repeats: int | None) -> dict:
@@ -244,7 +269,7 @@ def table(result: dict) -> str:
     ]
     for row in result["networks"]:
         ms = {key: value["median"] for key, value in row["ms"].items()}
-        gain = row["threads"]["gain"]
+        gain = row["threads"]["gain"] if "threads" in row else None
         lines.append(
             f"| {row['name']} | {ms['float32']:.2f} | {ms['float32'] / ms['onnxruntime float32']:.2f} "
             f"| {ms['float32'] / ms['openvino float32']:.2f} "
@@ -253,6 +278,9 @@ def table(result: dict) -> str:
             f"| {ms['int8'] / ms['openvino int8']:.2f} | {ms['float32'] / ms['int8']:.2f} times faster "
             f"| {f'{gain:.2f} times faster' if gain else 'not measured'} |"
         )
+    lines += ["", geometric(result["networks"])]
+    if not all("snr_db" in row for row in result["networks"]):
+        return "\n".join(lines)
     lines += [
         "",
         "Two threads against one: while two programs that have nothing to do with each other got two cores; the "
@@ -284,11 +312,28 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
+RIVALS = {
+    "float32": ("onnxruntime float32", "openvino float32"),
+    "bf16": ("openvino default",),
+    "int8": ("onnxruntime int8", "openvino int8"),
+}
+
+
+def geometric(rows: list[dict]) -> str:
+    """The geometric mean of the ratios to the better rival, and the greatest."""
+    said = []
+    for key, rivals in RIVALS.items():
+        ratios = {r["name"]: r["ms"][key]["median"] / min(r["ms"][v]["median"] for v in rivals) for r in rows}
+        worst = max(ratios, key=lambda name: ratios[name])
+        mean = float(np.exp(np.mean(np.log(list(ratios.values())))))
+        said.append(f"{key} {mean:.2f} (greatest {ratios[worst]:.2f}, {worst})")
+    return "Geometric mean of our time against the better of the others: " + ", ".join(said) + "."
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--networks", default="resnet18,resnet50,mobilenet_v2,efficientnet,vision_transformer,keyword_spotter,recurrent"
-    )
+    parser.add_argument("--networks", help=f"default: {USUAL}")
+    parser.add_argument("--times", action="store_true", help=f"only latencies; default networks also {MORE}")
     parser.add_argument("--seconds", type=float, default=8.0, help="of timing for each network")
     parser.add_argument("--stock", default="resnet18,mobilenet_v2", help="networks also compiled by TVM's default")
     parser.add_argument("--memory", action="store_true")
@@ -297,9 +342,10 @@ def main() -> None:
     options = parser.parse_args()
     result: dict = {"machine": cpu.model_name(), "threads": cpu.usable(), "networks": []}
     with tempfile.TemporaryDirectory(prefix="tvmcompress-bench-") as folder:
-        for name in options.networks.split(","):
-            stock = name in options.stock.split(",")
-            result["networks"].append(measure(name, Path(folder), options.seconds, stock))
+        for name in (options.networks or (f"{USUAL},{MORE}" if options.times else USUAL)).split(","):
+            stock = name in options.stock.split(",") and not options.times
+            row = measure(name, Path(folder), options.seconds, stock, options.times)
+            result["networks"].append(row)
             print(json.dumps(result["networks"][-1]), flush=True)
         if options.memory:
             result["memory"] = memory(Path(folder))
