@@ -1,4 +1,4 @@
-"""Unrolled LSTM layers become one kernel again, with the same results."""
+"""Unrolled LSTM and GRU layers become one kernel again, with the same results."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ from tvmcompress.lower.roll import roll
 from tvmcompress.target import Target
 
 
-def lstm(steps: int, batch: int, inputs: int, hidden: int, direction: str, states: bool, **attributes):
-    """A model with all three results of an LSTM, and arrays for its inputs."""
+def network(op: str, steps: int, batch: int, inputs: int, hidden: int, direction: str, states: bool, **attributes):
+    """A model with all results of an LSTM or GRU, and arrays for its inputs."""
     rng = np.random.default_rng(steps * hidden)
-    count = 2 if direction == "bidirectional" else 1
-    shapes = [(count, 4 * hidden, inputs), (count, 4 * hidden, hidden), (count, 8 * hidden)]
+    count, gates = 2 if direction == "bidirectional" else 1, {"LSTM": 4, "GRU": 3}[op]
+    state = {"LSTM": ["h", "c"], "GRU": ["h"]}[op]
+    shapes = [(count, gates * hidden, inputs), (count, gates * hidden, hidden), (count, 2 * gates * hidden)]
     weights = [
         numpy_helper.from_array((rng.standard_normal(s) / np.sqrt(s[-1])).astype(np.float32), n)
         for s, n in zip(shapes, "WRB")
     ]
-    given = {"x": (steps, batch, inputs)} | (dict.fromkeys(("h0", "c0"), (count, batch, hidden)) if states else {})
-    names = ["x", "W", "R", "B", "", "h0" if states else "", "c0" if states else ""]
-    node = helper.make_node("LSTM", names, ["y", "h", "c"], hidden_size=hidden, direction=direction, **attributes)
-    results = {"y": (steps, count, batch, hidden), "h": (count, batch, hidden), "c": (count, batch, hidden)}
+    first = [f"{n}0" if states else "" for n in state]
+    given = {"x": (steps, batch, inputs)} | {n: (count, batch, hidden) for n in first if n}
+    if op == "GRU":
+        attributes.setdefault("linear_before_reset", 1)
+    node = helper.make_node(
+        op, ["x", "W", "R", "B", "", *first], ["y", *state], hidden_size=hidden, direction=direction, **attributes
+    )
+    results = {"y": (steps, count, batch, hidden)} | dict.fromkeys(state, (count, batch, hidden))
     values = lambda table: [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in table.items()]  # noqa: E731
     net = helper.make_graph([node], "net", values(given), values(results), weights)
     proto = helper.make_model(net, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
@@ -50,7 +55,7 @@ def facts(name: str = "native"):
 
 def kernels(mod) -> int:
     calls = [b.value for b in graph.bindings(mod) if graph.op_name(b.value) == "relax.call_tir"]
-    return sum(c.args[0].name_hint.startswith("lstm") for c in calls)
+    return sum(c.args[0].name_hint.startswith(("lstm", "gru")) for c in calls)
 
 
 CASES = [
@@ -63,13 +68,15 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
 @pytest.mark.parametrize("name", ["native", "x86-64-v3"])
-def test_same_results(case, name: str, tmp_path) -> None:
+def test_same_results(case, name: str, op: str, tmp_path) -> None:
     need(name)
-    proto, arrays = lstm(*case)
+    proto, arrays = network(op, *case)
     before = program(proto, tmp_path)
     wanted = evaluate.evaluate(before, arrays)
-    after = roll(before, facts(name))
+    after, rows = roll(before, facts(name))
+    assert sum(row["macs"] for row in rows) == case[0] * case[1] * case[3] ** 2 * len(rows) * (4 if op == "LSTM" else 3)
     assert kernels(after) == (2 if case[4] == "bidirectional" else 1)
     assert not any(graph.op_name(b.value) == "relax.sigmoid" for b in graph.bindings(after))
     lowered = build(before, name)
@@ -79,17 +86,24 @@ def test_same_results(case, name: str, tmp_path) -> None:
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    "attributes", [{"clip": 0.5}, {"input_forget": 1}, {"activations": ["Sigmoid", "Relu", "Tanh"]}]
-)
-def test_other_cells_stay(attributes, tmp_path) -> None:
-    before = program(lstm(5, 1, 4, 16, "forward", False, **attributes)[0], tmp_path)
-    assert kernels(roll(before, facts())) == 0
+OTHERS = [
+    ("LSTM", {"clip": 0.5}),
+    ("LSTM", {"input_forget": 1}),
+    ("LSTM", {"activations": ["Sigmoid", "Relu", "Tanh"]}),
+    ("GRU", {"linear_before_reset": 0}),
+    ("GRU", {"clip": 0.5}),
+]
+
+
+@pytest.mark.parametrize(("op", "attributes"), OTHERS, ids=str)
+def test_other_cells_stay(op: str, attributes, tmp_path) -> None:
+    before = program(network(op, 5, 1, 4, 16, "forward", False, **attributes)[0], tmp_path)
+    assert kernels(roll(before, facts())[0]) == 0
 
 
 def test_a_cell_that_something_else_reads_stays(tmp_path) -> None:
     """The cell state of a step between is no result of the kernel."""
-    before = program(lstm(5, 1, 4, 16, "forward", False)[0], tmp_path)
+    before = program(network("LSTM", 5, 1, 4, 16, "forward", False)[0], tmp_path)
     tanh = [b.value for b in graph.bindings(before) if graph.op_name(b.value) == "relax.tanh"]
     between = tanh[3].args[0]  # of the second step
 
@@ -98,11 +112,12 @@ def test_a_cell_that_something_else_reads_stays(tmp_path) -> None:
             return None
         return relax.op.add(rw.emit(expr), rw.emit(relax.op.reshape(rw.new(between), (1, 1, 16))))
 
-    assert kernels(roll(graph.rewrite(before, visit), facts())) == 0
+    assert kernels(roll(graph.rewrite(before, visit), facts())[0]) == 0
 
 
-def test_int8_keeps_activations_float(tmp_path) -> None:
-    proto, arrays = lstm(12, 1, 20, 64, "forward", False)
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_int8_keeps_activations_float(op: str, tmp_path) -> None:
+    proto, arrays = network(op, 12, 1, 20, 64, "forward", False)
     onnx.save(proto, tmp_path / "net.onnx")
     model = tc.load(tmp_path / "net.onnx")
     rng = np.random.default_rng(1)

@@ -43,8 +43,6 @@ class Lowered:
 
 def graph_steps(isa: Isa) -> list[tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]]:
     return [
-        # First, while the steps look as they were imported.
-        ("roll", lambda mod: roll(mod, isa)),
         # Fewer kinds of operators first: every later step then has fewer cases.
         ("decompose", decompose),
         # Layouts before integers: zero points become vectors along the last axis.
@@ -92,6 +90,9 @@ def lower(
     """Compile a program for a CPU. `between(step, module)` is called after each step, for dumps and timing."""
     approximation.install()
     watch = between or (lambda _step, _mod: None)
+    # First, while the steps look as they were imported.
+    mod, recurrent = roll(mod, isa)
+    watch("roll", mod)
     for name, step in graph_steps(isa):
         mod = step(mod)
         watch(name, mod)
@@ -110,7 +111,7 @@ def lower(
         executable = relax.build(
             scheduled.module, target, relax_pipeline=tvm.transform.Sequential(machine_steps()), exec_mode="bytecode"
         )
-    return Lowered(executable, parts.stored, parts.inputs, parts.prepares, scheduled.fallbacks, layers)
+    return Lowered(executable, parts.stored, parts.inputs, parts.prepares, scheduled.fallbacks, [*recurrent, *layers])
 
 
 def config(isa: Isa) -> dict:

@@ -1,10 +1,14 @@
-"""Steps of an unrolled LSTM become one call again.
+"""Steps of an unrolled LSTM or GRU become one call again.
 
     a chain of   g = split(P[t] + h R, 4);  c' = s(g_f) c + s(g_i) tanh(g_g);  h' = s(g_o) tanh(c')
     ->           Y, c = lstm(P, h, c, R)    and h' of step t is Y[t]
 
+    a chain of   x = split(P[t], 3); m = split(h R, 3);  z = s(x_z + m_z);  r = s(x_r + m_r)
+                 h' = (1 - z) tanh(x_n + r (m_n + b)) + z h
+    ->           Y = gru(P, h, R, b)
+
 The importers unroll, so that compression sees ordinary matrix products; here they become one kernel. Gates may stand in
-any order; steps in other dtypes, with peepholes or clipping stay as they are.
+any order; steps in other dtypes, with peepholes, clipping or a reset before the product stay as they are.
 """
 
 from __future__ import annotations
@@ -27,16 +31,20 @@ SHORTEST = 2
 
 @dataclass(frozen=True)
 class Cell:
-    """One step: `inputs` (T, N, 4 H) at `time`, the state before, the weight, and the state after."""
+    """One step: `inputs` (T, N, gates H) at `time`, the state before, the weight, and the state after.
+
+    A GRU has no `c` and no `cell`, but may have a `bias` (H,).
+    """
 
     inputs: Expr
     time: int
     h: Expr
-    c: Expr
+    c: Expr | None
     weight: Expr | None
-    order: tuple[int, int, int, int]
+    order: tuple[int, ...]
     out: Var
-    cell: Var
+    cell: Var | None
+    bias: np.ndarray | None = None
 
 
 class Matcher:
@@ -60,13 +68,84 @@ class Matcher:
         if call is not None:
             yield from permutations(call.args)
 
+    def part(self, expr: Expr) -> tuple[Expr, int] | None:
+        """The split of which `expr` is a part, and which."""
+        found = self.definitions.get(expr) if isinstance(expr, relax.Var) else None
+        return (found.tuple_value, found.index) if isinstance(found, relax.TupleGetItem) else None
+
     def gate(self, expr: Expr, function: str) -> tuple[Expr, int] | None:
-        """The split of which `expr` is the function of a part, and which part."""
+        """As `part`, for a function of one."""
         call = self.call(expr, function)
-        part = self.definitions.get(call.args[0]) if call is not None else None
-        return (part.tuple_value, part.index) if isinstance(part, relax.TupleGetItem) else None
+        return self.part(call.args[0]) if call is not None else None
 
     def cell(self, out: Var) -> Cell | None:
+        return self.lstm(out) or self.gru(out)
+
+    def gru(self, out: Var) -> Cell | None:
+        for fresh, kept in self.pairs(out, "add"):
+            for rest, candidate in self.pairs(fresh, "multiply"):
+                less, tanh = self.call(rest, "subtract"), self.call(candidate, "tanh")
+                if less is None or tanh is None or not ones(less.args[0]):
+                    continue
+                for z, h in self.pairs(kept, "multiply"):
+                    if not same(less.args[1], z):
+                        continue
+                    for x_n, reset in self.pairs(tanh.args[0], "add"):
+                        for r, inner in self.pairs(reset, "multiply"):
+                            found = self.gru_step(z, r, x_n, inner, h, out)
+                            if found is not None:
+                                return found
+        return None
+
+    def gru_step(self, z: Expr, r: Expr, x_n: Expr, inner: Expr, h: Expr, out: Var) -> Cell | None:
+        """`inner` is m_n + b, or m_n; in a first step with a state of zeros it is b, or zeros."""
+        hidden = graph.shape(out)[-1]
+        if graph.dtype(out) != "float32" or len(graph.shape(out)) != 2:
+            return None
+        bias = np.zeros(hidden, np.float32)
+        m_n = inner
+        for term, constant in self.pairs(inner, "add"):
+            if graph.is_const(constant) and graph.value(constant).size == hidden:
+                m_n, bias = term, graph.value(constant).reshape(hidden)
+        x_z, m_z = self.halves(z)
+        x_r, m_r = self.halves(r)
+        x_parts = [self.part(e) if e is not None else None for e in (x_z, x_r, x_n)]
+        if not all(x_parts) or len({p[0] for p in x_parts if p}) != 1:
+            return None
+        order = tuple(p[1] for p in x_parts if p)
+        split = self.call(x_parts[0][0], "split")  # type: ignore[index]
+        take = self.call(self.plain(split.args[0]), "take") if split is not None else None
+        if take is None or not graph.is_const(take.args[1]) or int(take.attrs.axis) != 0 or sorted(order) != [0, 1, 2]:
+            return None
+        if len(graph.shape(take.args[0])) != 3 or graph.shape(take.args[0])[-1] != 3 * hidden:
+            return None
+        time = int(graph.value(take.args[1]))
+        parts = [self.part(e) if e is not None else None for e in (m_z, m_r, m_n)]
+        if not any(parts):
+            nothing = all(e is not None and graph.is_const(e) and not graph.value(e).any() for e in (m_z, m_r))
+            if not (nothing and graph.is_const(m_n) and graph.is_const(h) and not graph.value(h).any()):
+                return None
+            bias = np.broadcast_to(graph.value(m_n), (graph.shape(h)[0], hidden))[0]
+            return Cell(take.args[0], time, h, None, None, order, out, None, bias)
+        if not all(parts) or tuple(p[1] for p in parts if p) != order or len({p[0] for p in parts if p}) != 1:
+            return None
+        product = self.call(parts[0][0], "split")  # type: ignore[index]
+        found = self.product(product.args[0], hidden) if product is not None else None
+        if found is None or not same(found[0], h):
+            return None
+        return Cell(take.args[0], time, h, None, found[1], order, out, None, bias)
+
+    def halves(self, expr: Expr) -> tuple[Expr | None, Expr | None]:
+        """Of the sigmoid of a sum: the input's part and the product's, or the constant that this has become."""
+        call = self.call(expr, "sigmoid")
+        for x, m in self.pairs(call.args[0], "add") if call is not None else []:
+            part = self.part(x)
+            split = self.call(part[0], "split") if part else None
+            if split is not None and self.call(self.plain(split.args[0]), "take") is not None:
+                return x, m
+        return None, None
+
+    def lstm(self, out: Var) -> Cell | None:
         for o, squashed in self.pairs(out, "multiply"):
             gate_o, tanh = self.gate(o, "sigmoid"), self.call(squashed, "tanh")
             if gate_o is None or tanh is None:
@@ -121,6 +200,10 @@ def same(a: Expr, b: Expr) -> bool:
     return a is b or a.same_as(b)
 
 
+def ones(expr: Expr) -> bool:
+    return graph.is_const(expr) and bool((graph.value(expr) == 1).all())
+
+
 def chains(mod: tvm.IRModule) -> list[list[Cell]]:
     """Cells that pass their state on, over all steps of their inputs, first to last or last to first."""
     matcher = Matcher(mod)
@@ -139,16 +222,17 @@ def chains(mod: tvm.IRModule) -> list[list[Cell]]:
         if len(chain) == steps >= SHORTEST and times in (list(range(steps)), list(reversed(range(steps)))):
             found.append(chain)
     readers = graph.consumers(mod)
-    return [chain for chain in found if all(len(readers[c.cell]) == 2 for c in chain[:-1])]
+    return [chain for chain in found if all(c.cell is None or len(readers[c.cell]) == 2 for c in chain[:-1])]
 
 
 def follows(one: Cell, after: Cell) -> bool:
-    return (
-        (after.c is one.cell or after.c.same_as(one.cell))
-        and (one.weight is None or same(one.weight, after.weight))
-        and same(one.inputs, after.inputs)
-        and one.order == after.order
-    )
+    if (after.c is None) != (one.cell is None) or one.order != after.order or not same(one.inputs, after.inputs):
+        return False
+    if one.cell is not None and not same(after.c, one.cell):
+        return False
+    if one.bias is not None and (after.bias is None or not np.array_equal(one.bias, after.bias)):
+        return False
+    return one.weight is None or same(one.weight, after.weight)
 
 
 class Roll:
@@ -156,10 +240,11 @@ class Roll:
 
     def __init__(self, chains: list[list[Cell]], definitions: dict[Var, Expr], isa: Isa) -> None:
         self.isa, self.definitions = isa, definitions
+        self.done: list[dict] = []
         self.first = {chain[0].out: chain for chain in chains}
         self.out = {cell.out: (chain[0].out, cell.time) for chain in chains for cell in chain}
-        self.last = {chain[-1].cell: chain[0].out for chain in chains}
-        self.results: dict[Var, tuple[Expr, Expr]] = {}
+        self.last = {chain[-1].cell: chain[0].out for chain in chains if chain[-1].cell is not None}
+        self.results: dict[Var, tuple[Expr, ...]] = {}
         self.taken: dict[Expr, tuple[Expr, int]] = {}
         self.rows: dict[Expr, tuple[list[Expr], int]] = {}
 
@@ -169,7 +254,7 @@ class Roll:
             if var in self.first:
                 self.results[var] = self.layer(rw, self.first[var])
             y = self.results[start][0]
-            taken = rw.emit(relax.op.take(y, graph.const(time, "int64"), 0), var.name)
+            taken = rw.emit(relax.op.take(y, graph.const(time, "int64"), 0, mode="clip"), var.name)
             self.taken[taken] = (y, time)
             return taken
         if var in self.last and self.last[var] in self.results:
@@ -178,23 +263,33 @@ class Roll:
             return self.stack(rw, list(expr.args[0].fields), expr)
         return None
 
-    def layer(self, rw: Rewriter, chain: list[Cell]) -> tuple[Expr, Expr]:
+    def layer(self, rw: Rewriter, chain: list[Cell]) -> tuple[Expr, ...]:
+        """Y, and of an LSTM the last cell."""
         cell = chain[0]
-        parts = (cell.inputs, cell.h, cell.c, chain[1].weight)
-        inputs, h, c, weight = (self.real(rw, self.early(rw, e)) for e in parts)
+        parts = (cell.inputs, cell.h, chain[1].weight, *([] if cell.c is None else [cell.c]))
+        inputs, h, weight, *c = (self.real(rw, self.early(rw, e)) for e in parts)
         time, batch, wide = graph.shape(inputs)
-        p = recurrent.plan(self.isa, wide // 4)
+        hidden = graph.shape(h)[-1]
+        p = recurrent.plan(self.isa, wide)
+        row = {"name": cell.out.name, "kind": "recurrent", "macs": time * batch * hidden * wide, "integer": False}
+        self.done.append(row | {"dtype": "float32xfloat32", "tile": [p.tile.pixels, p.tile.vectors]})
         blocks = wide // p.tile.block
         x = rw.emit(relax.op.reshape(inputs, (time, batch, blocks, p.tile.block)))
         if graph.is_const(weight):
             packed = graph.const(matmul.pack(graph.value(weight), p))
         else:
-            e = rw.emit(relax.op.reshape(weight, (wide // 4, blocks, p.tile.block)))
+            e = rw.emit(relax.op.reshape(weight, (hidden, blocks, p.tile.block)))
             packed = rw.emit(relax.op.permute_dims(e, (1, 0, 2)))
-        kernel = recurrent.lstm(p, time, batch, wide // 4, cell.order, chain[0].time > chain[-1].time)
-        name = rw.builder.add_func(kernel, "lstm")
-        types = [relax.TensorType(s, "float32") for s in ((time, batch, wide // 4), (batch, wide // 4))]
-        both = rw.emit(relax.op.call_tir(name, [x, h, c, packed], types), "lstm")
+        backward = chain[0].time > chain[-1].time
+        sequence = relax.TensorType((time, batch, hidden), "float32")
+        if cell.bias is not None:
+            kernel = rw.builder.add_func(recurrent.gru(p, time, batch, hidden, cell.order, backward), "gru")
+            flat = rw.emit(relax.op.reshape(x, (time, batch, wide)))
+            arguments = [flat, h, packed, graph.const(cell.bias)]
+            return (rw.emit(relax.op.call_tir(kernel, arguments, sequence), "sequence"),)
+        kernel = rw.builder.add_func(recurrent.lstm(p, time, batch, hidden, cell.order, backward), "lstm")
+        types = [sequence, relax.TensorType((batch, hidden), "float32")]
+        both = rw.emit(relax.op.call_tir(kernel, [x, h, *c, packed], types), "lstm")
         return rw.emit(relax.TupleGetItem(both, 0), "sequence"), rw.emit(relax.TupleGetItem(both, 1), "last_cell")
 
     def early(self, rw: Rewriter, expr: Expr) -> Expr:
@@ -227,6 +322,10 @@ class Roll:
         return None
 
 
-def roll(mod: tvm.IRModule, isa: Isa) -> tvm.IRModule:
+def roll(mod: tvm.IRModule, isa: Isa) -> tuple[tvm.IRModule, list[dict]]:
+    """The program, and a row for each layer as `anchors` has them."""
     found = chains(mod)
-    return graph.rewrite(mod, Roll(found, graph.definitions(mod), isa)) if found else mod
+    if not found:
+        return mod, []
+    visitor = Roll(found, graph.definitions(mod), isa)
+    return graph.rewrite(mod, visitor), visitor.done
