@@ -23,16 +23,9 @@ from tvmcompress.kernels import FAMILY
 from tvmcompress.kernels.conv2d import Plan
 from tvmcompress.kernels.tile import Tile
 
-LSTM = """
+LAYER = """
 @T.prim_func(private=True, s_tir=True)
-def lstm(
-    x: T.Buffer(({time}, {batch}, {blocks}, {block}), "float32"),
-    h0: T.Buffer(({batch}, {hidden}), "float32"),
-    c0: T.Buffer(({batch}, {hidden}), "float32"),
-    weight: T.Buffer(({blocks}, {hidden}, {block}), "float32"),
-    y: T.Buffer(({time}, {batch}, {hidden}), "float32"),
-    c: T.Buffer(({batch}, {hidden}), "float32"),
-):
+def recurrent({parameters}):
     T.func_attr({{"tirx.noalias": True, "op_pattern": 8}})
     h = T.sblock_alloc_buffer(({batch}, {hidden}))
     sums = T.sblock_alloc_buffer(({blocks}, {block}), scope="local")
@@ -43,7 +36,7 @@ def lstm(
                 vn, vj = T.axis.remap("SS", [n, j])
                 T.sblock_attr({{"{family}": "ready"}})
                 h[vn, vj] = h0[vn, vj]
-                c[vn, vj] = c0[vn, vj]
+                {start_cell}
     for step in range({time}):
         for n in range({batch}):
             for b in range({blocks}):
@@ -53,11 +46,7 @@ def lstm(
                             vt = T.axis.spatial({time}, {at})
                             vn, vb = T.axis.remap("SS", [n, b])
                             vo = T.axis.spatial({block}, o * {lanes} + v)
-                            sums[vb, vo] = x[vt, vn, vb, vo]
-{product}
-{cells}
-"""
-PRODUCT = """
+                            sums[vb, vo] = {first}
                 for k in range({hidden}):
                     for o in T.unroll({vectors}):
                         for v in T.vectorized({lanes}):
@@ -71,6 +60,7 @@ PRODUCT = """
                             vb = T.axis.spatial({blocks}, b)
                             vo = T.axis.spatial({block}, o * {lanes} + v)
                             gates[vb * {block} + vo] = sums[vb, vo]
+{cells}
 """
 CELL = """
             for j in range({count}):
@@ -79,58 +69,21 @@ CELL = """
                         vt = T.axis.spatial({time}, {at})
                         vn = T.axis.spatial({batch}, n)
                         vj = T.axis.spatial({hidden}, {start} + j * {lanes} + v)
+{statements}
+                        y[vt, vn, vj] = h[vn, vj]
+"""
+LSTM = """
                         c[vn, vj] = T.sigmoid(gates[{f} + vj]) * c[vn, vj] + T.sigmoid(gates[{i} + vj]) * T.tanh(
                             gates[{g} + vj]
                         )
                         h[vn, vj] = T.sigmoid(gates[{o} + vj]) * T.tanh(c[vn, vj])
-                        y[vt, vn, vj] = h[vn, vj]
 """
-
-
 GRU = """
-@T.prim_func(private=True, s_tir=True)
-def gru(
-    x: T.Buffer(({time}, {batch}, {wide}), "float32"),
-    h0: T.Buffer(({batch}, {hidden}), "float32"),
-    weight: T.Buffer(({blocks}, {hidden}, {block}), "float32"),
-    bias: T.Buffer(({hidden},), "float32"),
-    y: T.Buffer(({time}, {batch}, {hidden}), "float32"),
-):
-    T.func_attr({{"tirx.noalias": True, "op_pattern": 8}})
-    h = T.sblock_alloc_buffer(({batch}, {hidden}))
-    sums = T.sblock_alloc_buffer(({blocks}, {block}), scope="local")
-    gates = T.sblock_alloc_buffer(({wide},))
-    for n in range({batch}):
-        for j in range({hidden}):
-            with T.sblock("start"):
-                vn, vj = T.axis.remap("SS", [n, j])
-                T.sblock_attr({{"{family}": "ready"}})
-                h[vn, vj] = h0[vn, vj]
-    for step in range({time}):
-        for n in range({batch}):
-            for b in range({blocks}):
-                for o in T.unroll({vectors}):
-                    for v in T.vectorized({lanes}):
-                        with T.sblock("first"):
-                            vb = T.axis.spatial({blocks}, b)
-                            vo = T.axis.spatial({block}, o * {lanes} + v)
-                            sums[vb, vo] = T.float32(0)
-{product}
-{cells}
-"""
-GRU_CELL = """
-            for j in range({count}):
-                for v in T.vectorized({lanes}):
-                    with T.sblock("cell{name}"):
-                        vt = T.axis.spatial({time}, {at})
-                        vn = T.axis.spatial({batch}, n)
-                        vj = T.axis.spatial({hidden}, {start} + j * {lanes} + v)
                         gates[{z} + vj] = T.sigmoid(x[vt, vn, {z} + vj] + gates[{z} + vj])
-                        y[vt, vn, vj] = (T.float32(1) - gates[{z} + vj]) * T.tanh(
+                        h[vn, vj] = (T.float32(1) - gates[{z} + vj]) * T.tanh(
                             x[vt, vn, {n} + vj]
                             + T.sigmoid(x[vt, vn, {r} + vj] + gates[{r} + vj]) * (gates[{n} + vj] + bias[vj])
                         ) + gates[{z} + vj] * h[vn, vj]
-                        h[vn, vj] = y[vt, vn, vj]
 """
 
 
@@ -142,29 +95,49 @@ def plan(isa: Isa, wide: int) -> Plan:
 
 
 def lstm(p: Plan, time: int, batch: int, hidden: int, order: tuple[int, ...], backward: bool) -> PrimFunc:
-    """`order`: where the gates i, o, f and g stand; `backward`: from the last step to the first."""
-    names = dict(zip("iofg", (place * hidden for place in order)))
-    return layer(LSTM, CELL, p, time, batch, hidden, 4 * hidden, names, backward)
+    """Takes x, h0, c0, R; gives h of each step and the last c.
+
+    `order`: where the gates i, o, f and g stand; `backward`: from the last step to the first.
+    """
+    state = (batch, hidden)
+    shapes = {
+        "x": (time, batch, 4 * hidden), "h0": state, "c0": state, "weight": packed(p, 4, hidden),
+        "y": (time, *state), "c": state,
+    }  # fmt: skip
+    statements = LSTM.format(**dict(zip("iofg", (place * hidden for place in order))))
+    first = f"x[vt, vn, vb * {p.tile.block} + vo]"
+    return layer(p, shapes, statements, first, "c[vn, vj] = c0[vn, vj]", backward)
 
 
 def gru(p: Plan, time: int, batch: int, hidden: int, order: tuple[int, ...], backward: bool) -> PrimFunc:
-    """`order`: where the gates z, r and n stand."""
-    names = dict(zip("zrn", (place * hidden for place in order)))
-    return layer(GRU, GRU_CELL, p, time, batch, hidden, 3 * hidden, names, backward)
+    """Takes x, h0, R, b (H,); gives h of each step. `order`: where the gates z, r and n stand."""
+    state = (batch, hidden)
+    shapes = {
+        "x": (time, batch, 3 * hidden), "h0": state, "weight": packed(p, 3, hidden), "bias": (hidden,),
+        "y": (time, *state),
+    }  # fmt: skip
+    statements = GRU.format(**dict(zip("zrn", (place * hidden for place in order))))
+    return layer(p, shapes, statements, "T.float32(0)", "", backward)
+
+
+def packed(p: Plan, gates: int, hidden: int) -> tuple[int, int, int]:
+    return gates * hidden // p.tile.block, hidden, p.tile.block
 
 
 def layer(
-    template: str, cell: str, p: Plan, time: int, batch: int, hidden: int, wide: int, gates: dict, backward: bool
+    p: Plan, shapes: dict[str, tuple[int, ...]], statements: str, first: str, start_cell: str, backward: bool
 ) -> PrimFunc:
-    tile = p.tile
-    facts = {
-        "time": time, "batch": batch, "hidden": hidden, "at": f"{time - 1} - step" if backward else "step",
-        "blocks": wide // tile.block, "block": tile.block, "wide": wide, "vectors": tile.vectors, "family": FAMILY,
-    }  # fmt: skip
-    lanes, whole = tile.lanes, hidden // tile.lanes
-    cells = cell.format(name="", count=whole, lanes=lanes, start=0, **facts, **gates) if whole else ""
-    if rest := hidden % lanes:
-        cells += cell.format(name="_rest", count=1, lanes=rest, start=whole * lanes, **facts, **gates)
-    product = PRODUCT.format(lanes=lanes, **facts)
-    source = template.format(lanes=lanes, product=product, cells=cells, **facts)
+    """`first`: what the product is added to; `start_cell`: the statement that takes over the first cell."""
+    (time, batch, wide), (blocks, hidden, block), lanes = shapes["x"], shapes["weight"], p.tile.lanes
+    at = f"{time - 1} - step" if backward else "step"
+    facts = {"time": time, "batch": batch, "hidden": hidden, "at": at, "statements": statements.strip("\n")}
+    whole, rest = divmod(hidden, lanes)
+    cells = CELL.format(name="", count=whole, lanes=lanes, start=0, **facts) if whole else ""
+    if rest:
+        cells += CELL.format(name="_rest", count=1, lanes=rest, start=whole * lanes, **facts)
+    parameters = ", ".join(f'{name}: T.Buffer({shape}, "float32")' for name, shape in shapes.items())
+    source = LAYER.format(
+        parameters=parameters, time=time, batch=batch, hidden=hidden, wide=wide, blocks=blocks, block=block, at=at,
+        vectors=p.tile.vectors, lanes=lanes, family=FAMILY, first=first, start_cell=start_cell, cells=cells,
+    )  # fmt: skip
     return tvm.script.from_source(source, {"T": T})

@@ -11,6 +11,7 @@ Weights are transformed when a package is loaded: transformed they are four time
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,6 +79,8 @@ TRANSFORM_DATA, TRANSFORM_SUMS = 260, 200
 NEAR_BYTES, FAR_BYTES = 16, 8
 # What direct convolution reaches of the multipliers' peak.
 DIRECT = 0.9
+# The cores on which these were measured; how many more share what lies beyond their own caches is not known.
+MEASURED = 2
 
 
 def applies(conv: Conv2d, isa: Isa) -> bool:
@@ -90,19 +93,20 @@ def applies(conv: Conv2d, isa: Isa) -> bool:
     )
 
 
+@functools.cache
 def plan(conv: Conv2d, isa: Isa) -> Plan | None:
     """The cheapest division into tasks, or None where the direct convolution should be faster."""
     if not applies(conv, isa):
         return None
     best = min(plans(conv, isa), key=lambda p: p.cycles)
-    direct = conv.macs / isa.lanes / min(isa.cores, 2) / DIRECT
+    direct = conv.macs / isa.lanes / min(isa.cores, MEASURED) / DIRECT
     return best if best.cycles < 0.9 * direct else None
 
 
 def plans(conv: Conv2d, isa: Isa) -> list[Plan]:
     """All divisions into tasks whose patches are whole tiles."""
     high, wide = (-(-side // OUT) for side in conv.out)
-    cores, found = min(isa.cores, 2), []
+    cores, found = min(isa.cores, MEASURED), []
     for rows in range(1, min(high, 8) + 1):
         for columns in range(1, min(wide + 2, 32) + 1):
             tasks = math.ceil(conv.n * math.ceil(high / rows) * math.ceil(wide / columns) / cores)

@@ -16,11 +16,11 @@ from tvmcompress.ir import ops
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import approximation
 from tvmcompress.lower.anchors import anchors
+from tvmcompress.lower.bfloat16 import share_bits
 from tvmcompress.lower.channels_last import channels_last
 from tvmcompress.lower.decompose import decompose
-from tvmcompress.lower.half import share_bits
 from tvmcompress.lower.integer import integer
-from tvmcompress.lower.roll import roll
+from tvmcompress.lower.recurrent import roll
 from tvmcompress.lower.schedules import schedule
 from tvmcompress.lower.weights import split
 
@@ -91,7 +91,7 @@ def lower(
     approximation.install()
     watch = between or (lambda _step, _mod: None)
     # First, while the steps look as they were imported.
-    mod, recurrent = roll(mod, isa)
+    mod, steps = roll(mod, isa)
     watch("roll", mod)
     for name, step in graph_steps(isa):
         mod = step(mod)
@@ -111,7 +111,7 @@ def lower(
         executable = relax.build(
             scheduled.module, target, relax_pipeline=tvm.transform.Sequential(machine_steps()), exec_mode="bytecode"
         )
-    return Lowered(executable, parts.stored, parts.inputs, parts.prepares, scheduled.fallbacks, [*recurrent, *layers])
+    return Lowered(executable, parts.stored, parts.inputs, parts.prepares, scheduled.fallbacks, [*steps, *layers])
 
 
 def config(isa: Isa) -> dict:

@@ -15,7 +15,7 @@ from tvmcompress.frontend import load
 from tvmcompress.ir import evaluate, graph
 from tvmcompress.isa import isa_of
 from tvmcompress.lower.pipeline import machine
-from tvmcompress.lower.roll import roll
+from tvmcompress.lower.recurrent import roll
 from tvmcompress.target import Target
 
 

@@ -274,7 +274,6 @@ class Roll:
         row = {"name": cell.out.name, "kind": "recurrent", "macs": time * batch * hidden * wide, "integer": False}
         self.done.append(row | {"dtype": "float32xfloat32", "tile": [p.tile.pixels, p.tile.vectors]})
         blocks = wide // p.tile.block
-        x = rw.emit(relax.op.reshape(inputs, (time, batch, blocks, p.tile.block)))
         if graph.is_const(weight):
             packed = graph.const(matmul.pack(graph.value(weight), p))
         else:
@@ -284,12 +283,11 @@ class Roll:
         sequence = relax.TensorType((time, batch, hidden), "float32")
         if cell.bias is not None:
             kernel = rw.builder.add_func(recurrent.gru(p, time, batch, hidden, cell.order, backward), "gru")
-            flat = rw.emit(relax.op.reshape(x, (time, batch, wide)))
-            arguments = [flat, h, packed, graph.const(cell.bias)]
+            arguments = [inputs, h, packed, graph.const(cell.bias)]
             return (rw.emit(relax.op.call_tir(kernel, arguments, sequence), "sequence"),)
         kernel = rw.builder.add_func(recurrent.lstm(p, time, batch, hidden, cell.order, backward), "lstm")
         types = [sequence, relax.TensorType((batch, hidden), "float32")]
-        both = rw.emit(relax.op.call_tir(kernel, [x, h, *c, packed], types), "lstm")
+        both = rw.emit(relax.op.call_tir(kernel, [inputs, h, *c, packed], types), "lstm")
         return rw.emit(relax.TupleGetItem(both, 0), "sequence"), rw.emit(relax.TupleGetItem(both, 1), "last_cell")
 
     def early(self, rw: Rewriter, expr: Expr) -> Expr:

@@ -7,7 +7,7 @@ from tvm import relax
 
 from tvmcompress.ir import evaluate, graph
 from tvmcompress.kernels import tile
-from tvmcompress.lower.half import share_bits
+from tvmcompress.lower.bfloat16 import share_bits
 
 X = np.random.default_rng(0).standard_normal((3, 40)).astype(np.float32)
 BITS = (X.view(np.uint32) + 0x7FFF + ((X.view(np.uint32) >> 16) & 1)) >> 16
