@@ -27,7 +27,7 @@ LAYERS = [
     ("nouns", {"device", "target", "report", "linking"}),
     ("parts of nouns", {"report_html", "report_text", "target_forms", "manifest", "archive", "golden", "samples"}),
     ("programs", {"ir"}),
-    ("facts", {"cpu", "cpu_features", "cuda_code", "energy", "llvm", "process", "spec", "threads"}),
+    ("facts", {"cpu", "cpu_features", "cuda_code", "energy", "external", "llvm", "process", "spec", "threads"}),
     ("ground", {"errors"}),
 ]
 # One thing in several files: these may import their neighbours.

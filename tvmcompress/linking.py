@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tvmcompress import cpu
+from tvmcompress import cpu, external
 from tvmcompress.errors import MissingDependencyError, TvmcompressError
 from tvmcompress.target import Target
 
@@ -72,7 +71,7 @@ def linker(target: Target) -> Fcompile:
             *(options or ()),
             *_LIBRARIES,
         ]
-        done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)
+        done = external.run(arguments, folder)
         if done.returncode and ("crti.o" in done.stderr or "No such file or directory" in done.stderr):
             libc = "libc6-dev" if target.arch == cpu.architecture() else _LIBC[target.arch]
             raise MissingDependencyError(f"{command} has no C library for {target.triple}: apt-get install {libc}")

@@ -22,7 +22,7 @@ HINT = "this is a bug; TVMCOMPRESS_DEBUG=1 shows where"
 
 
 class _State:
-    interrupted = False
+    stopped: tuple[str, int] | None = None  # by a signal: what to say, and the exit code
     quiet_from: int | None = None  # a copy of the real stderr while TVM's own messages are kept off it
 
 
@@ -37,7 +37,7 @@ def be_verbose() -> None:
 
 def run(command: click.Command, arguments: Sequence[str] | None) -> int:
     """Run a click command to the end and return its exit code; nothing is raised."""
-    _State.interrupted = False
+    _State.stopped = None
     previous = _install_signals()
     if not debugging():
         _silence_tvm()
@@ -60,8 +60,10 @@ def run(command: click.Command, arguments: Sequence[str] | None) -> int:
 def _report(error: BaseException) -> int:
     if debugging() and not isinstance(error, click.exceptions.Exit | click.UsageError):
         traceback.print_exc()
-    # A Ctrl-C inside one of TVM's callbacks comes out as an error of some other kind.
-    if _State.interrupted or isinstance(error, KeyboardInterrupt | click.Abort):
+    # A signal inside one of TVM's callbacks comes out as an error of some other kind.
+    if _State.stopped:
+        return _say(*_State.stopped)
+    if isinstance(error, KeyboardInterrupt | click.Abort):
         return _say("interrupted", INTERRUPTED)
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
@@ -91,10 +93,11 @@ def _say(message: str, code: int) -> int:
 
 def _install_signals() -> dict[int, Any]:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
-        _State.interrupted = True
+        _State.stopped = ("interrupted", INTERRUPTED)
         raise KeyboardInterrupt
 
     def terminate(_number: int, _frame: FrameType | None) -> None:
+        _State.stopped = ("terminated", TERMINATED)
         raise SystemExit(TERMINATED)  # so that temporary files are removed on the way out
 
     try:

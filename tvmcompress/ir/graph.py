@@ -11,12 +11,18 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import relax
 from tvm.ir import GenericConst, Op
 
 Expr: TypeAlias = relax.Expr
 Var: TypeAlias = relax.Var
 Value: TypeAlias = np.ndarray | np.generic | float  # what a constant can be made of
+
+# What stops a program passes through TVM's callbacks as what it is: TVM would make it a RuntimeError, which those who
+# try a second way catch.
+for _stop in (KeyboardInterrupt, SystemExit):
+    tvm_ffi.register_error(_stop.__name__, _stop)  # type: ignore[arg-type]
 
 
 def const(array: Value, dtype: str | None = None) -> Expr:

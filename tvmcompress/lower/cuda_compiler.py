@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from tvmcompress import external
 from tvmcompress.errors import MissingDependencyError, TvmcompressError
 
 INSTALL = "pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12 nvidia-cuda-cccl-cu12"
@@ -38,7 +39,7 @@ def compile_nvcc(nvcc: str, source: str, arch: str) -> bytes:
         # Names are relative and always the same: nvcc hashes them into symbols.
         (Path(folder) / "kernels.cu").write_text(source)
         command = [nvcc, "--cubin", "-O3", f"-arch={arch}", "-std=c++17", "-o", "kernels.cubin", "kernels.cu"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        done = external.run(command, folder)
         if done.returncode:
             raise TvmcompressError(f"nvcc failed for {arch}: {_first_error(done.stderr)}")
         return (Path(folder) / "kernels.cubin").read_bytes()
