@@ -16,6 +16,8 @@ class Dot:
 
     `intrinsic` is the name under which it is registered for tensorize; `data` the dtype of A (activations);
     `weight` the dtype of B. `mnemonic` is what the assembly must contain.
+
+    With `rows` of A it is a product of matrices: C[rows, lanes] += A[rows, depth] . B[lanes, depth], C in one register.
     """
 
     intrinsic: str
@@ -25,6 +27,8 @@ class Dot:
     weight: str
     mnemonic: str
     code: str = ""  # LLVM's, of a function that the intrinsic calls
+    rows: int = 1
+    spaced: Callable[[int], Dot] | None = None  # the same for rows that lie so many apart
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,15 @@ class Isa:
     fused: bool = False  # multiplies and adds vectors of floats in one instruction
     bf16: Dot | None = None  # the instruction for bfloat16 products, whose operands are BF16_BITS
     look_up: str = ""  # LLVM's code of `tvmcompress_look_up_uint8` and `_int8`: 64 bytes, and the four parts of a table
+    more: tuple[Dot, ...] = ()  # further instructions: for several rows at a time, for float16
+    widens: bool = False  # float16 activations are best made float32 once, not where they are read
     l1d: int = 32 * 1024
     l2: int = 512 * 1024
+
+    @property
+    def dots(self) -> tuple[Dot, ...]:
+        """Every dot-product instruction."""
+        return tuple(dot for dot in (self.dot, self.bf16, *self.more) if dot)
 
     @property
     def integer_data(self) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import tvm
 from tvm import te, tirx
 
-from tvmcompress.isa import BF16_BITS, Isa
+from tvmcompress.isa import BF16_BITS, Dot, Isa
 from tvmcompress.kernels.tile import Tile, attributes, choose_tile, crop, parts, product, round_up
 
 
@@ -49,12 +49,13 @@ class Conv2d:
 
 @dataclass(frozen=True)
 class Plan:
-    """Decisions for one convolution: the tile, the depth of the dot product (1: none) and its name."""
+    """Decisions for one convolution: the tile, the depth of the dot product (1: none), its name and its rows."""
 
     tile: Tile
     depth: int
     dot: str
     data: str  # dtype in which the kernel reads its activations
+    rows: int = 1
 
     @property
     def sums(self) -> str:
@@ -69,21 +70,44 @@ class Plan:
 def plan(conv: Conv2d, isa: Isa, data: str, weight: str) -> Plan:
     """Decide from the analytic model; integers use the dot product when the weights fit it."""
     oh, ow = conv.out
-    depth, dot, data = operands(isa, data, weight)
+    dot, data = instruction(conv, isa, data, weight)
     row_bytes = conv.c * conv.strides[1] * tvm.DataType(data).bits // 8
-    tile = choose_tile(isa, ow, conv.oc // conv.groups, conv.n * oh * conv.groups, row_bytes, conv.groups > 1)
-    return Plan(tile, depth, dot, data)
+    outer, rows = conv.n * oh * conv.groups, dot.rows if dot else 1
+    tile = choose_tile(isa, ow, conv.oc // conv.groups, outer, row_bytes, conv.groups > 1, rows)
+    if dot and dot.spaced:
+        dot = dot.spaced(conv.strides[1])
+    return planned(tile, dot, data)
 
 
-def operands(isa: Isa, data: str, weight: str) -> tuple[int, str, str]:
-    """Depth and name of the dot product for these dtypes, and the dtype in which the kernel reads its activations."""
-    if data == weight == "bfloat16" and isa.bf16:
-        return isa.bf16.depth, isa.bf16.intrinsic, isa.bf16.data
-    if not data.startswith(("int", "uint")):
-        return 1, "", data
-    if isa.dot and weight == isa.dot.weight:
-        return isa.dot.depth, isa.dot.intrinsic, isa.dot.data
-    return 1, "", "int16"
+def instruction(conv: Conv2d, isa: Isa, data: str, weight: str) -> tuple[Dot | None, str]:
+    """The dot product of a convolution, and the dtype in which the kernel reads its activations.
+
+    With groups one pixel at a time: the padded pixels of a group do not lie beside each other.
+    """
+    return operands(isa, data, weight, conv.out[1] if conv.groups == 1 else 1, conv.c // conv.groups)
+
+
+def operands(isa: Isa, data: str, weight: str, rows: int, k: int, whole: bool = False) -> tuple[Dot | None, str]:
+    """The dot product for these dtypes, and the dtype in which the kernel reads its activations.
+
+    Of several the one that takes `rows` rows of length k in the fewest steps; `whole`: k is a multiple of its depth.
+    """
+    integer = data.startswith(("int", "uint"))
+    if integer:
+        wanted = isa.integer_data, weight
+    else:
+        wanted = (BF16_BITS, BF16_BITS) if data == weight == "bfloat16" else (data, weight)
+    fitting = [d for d in isa.dots if (d.data, d.weight) == wanted and d.rows <= rows and not (whole and k % d.depth)]
+    if fitting:
+        best = min(fitting, key=lambda d: (-(-k // d.depth), d.rows))
+        return best, best.data
+    if integer:
+        return None, "int16"
+    return None, "float32" if data == "float16" and isa.widens else data
+
+
+def planned(tile: Tile, dot: Dot | None, data: str) -> Plan:
+    return Plan(tile, dot.depth, dot.intrinsic, data, dot.rows) if dot else Plan(tile, 1, "", data)
 
 
 def pack(weight: np.ndarray, conv: Conv2d, p: Plan) -> np.ndarray:
@@ -135,8 +159,12 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan, fill: int = 
             inside = tirx.all(h >= top, h < conv.h + top, w >= left, w < conv.w + left, c < group_in)
             return tirx.if_then_else(inside, value, tirx.const(fill, p.data))
 
-        source = te.compute((conv.n, rows, cols, conv.groups, gp), padded, name="pad")
-        read = lambda n, h, w, g, c: source[n, h, w, g, c]  # noqa: E731
+        if conv.groups > 1:
+            source = te.compute((conv.n, rows, cols, conv.groups, gp), padded, name="pad")
+            read = lambda n, h, w, g, c: source[n, h, w, g, c]  # noqa: E731
+        else:  # the last two axes are what an instruction for several pixels reads
+            source = te.compute((conv.n, rows, cols, gp), lambda n, h, w, c: padded(n, h, w, 0, c), name="pad")
+            read = lambda n, h, w, g, c: source[n, h, w, c]  # noqa: E731
     else:
         read = lambda n, h, w, g, c: source[n, h, w, g * group_in + c if conv.groups > 1 else c]  # noqa: E731
 
@@ -162,6 +190,6 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan, fill: int = 
         (conv.n, oh, owp, conv.groups * blocks, tile.block),
         lambda n, h, w, b, v: te.sum(term(n, h, w, b, v), axis=axes),
         name="conv2d",
-        attrs=attributes(tile, 2, p.dot, conv.groups > 1 and not parts(group_out, tile.block)),
+        attrs=attributes(tile, 2, p.dot, p.depth, p.rows, conv.groups > 1 and not parts(group_out, tile.block)),
     )
     return crop(y, (conv.n, oh, ow, conv.oc), tile.block, group_out if conv.groups > 1 else 0, blocks)

@@ -12,14 +12,14 @@ import tvm
 from tvm import te, tirx
 
 from tvmcompress.isa import Isa
-from tvmcompress.kernels.conv2d import Plan, operands, stored
+from tvmcompress.kernels.conv2d import Plan, operands, planned, stored
 from tvmcompress.kernels.tile import attributes, choose_tile, crop, product, round_up
 
 
 def plan(rows: int, k: int, channels: int, outer: int, isa: Isa, data: str, weight: str) -> Plan:
-    depth, dot, data = operands(isa, data, weight)
-    tile = choose_tile(isa, rows, channels, outer, k * tvm.DataType(data).bits // 8)
-    return Plan(tile, depth, dot, data)
+    dot, data = operands(isa, data, weight, rows, k)
+    tile = choose_tile(isa, rows, channels, outer, k * tvm.DataType(data).bits // 8, step=dot.rows if dot else 1)
+    return planned(tile, dot, data)
 
 
 def pack(weight: np.ndarray, p: Plan) -> np.ndarray:
@@ -67,16 +67,14 @@ def compute(x: te.Tensor, weight: te.Tensor, n: int, p: Plan) -> te.Tensor:
             return te.sum(product(source[(*b, r, rk * p.depth + rd)], weight[o, rk, v, rd], sums), axis=axes)
         return te.sum(product(source[(*b, r, rk)], weight[o, rk, v], sums), axis=axes)
 
-    y = te.compute((*batch, mp, blocks, tile.block), element, name="matmul", attrs=attributes(tile, len(batch), p.dot))
+    y = te.compute((*batch, mp, blocks, tile.block), element, name="matmul", attrs=attributes(tile, len(batch), p.dot, p.depth, p.rows))
     return crop(y, (*batch, m, n), tile.block)
 
 
 def plan_batched(rows: int, k: int, channels: int, outer: int, isa: Isa, data: str) -> Plan:
     """For two live operands; floats only. The dot product takes whole steps of its depth."""
-    depth, dot, data = operands(isa, data, data)
-    if k % depth:
-        depth, dot, data = 1, "", "bfloat16"
-    return Plan(choose_tile(isa, rows, channels, outer), depth, dot, data)
+    dot, data = operands(isa, data, data, rows, k, whole=True)
+    return planned(choose_tile(isa, rows, channels, outer, step=dot.rows if dot else 1), dot, data)
 
 
 def compute_batched(x: te.Tensor, y: te.Tensor, p: Plan) -> te.Tensor:
@@ -121,6 +119,6 @@ def compute_batched(x: te.Tensor, y: te.Tensor, p: Plan) -> te.Tensor:
         (*batch, mp, blocks, tile.block),
         lambda *i: te.sum(term(*i), axis=[rk, rd] if depth > 1 else [rk]),
         name="matmul",
-        attrs=attributes(tile, rank, p.dot),
+        attrs=attributes(tile, rank, p.dot, p.depth, p.rows),
     )
     return crop(z, (*batch, m, n), tile.block)

@@ -43,7 +43,9 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def choose_tile(isa: Isa, rows: int, channels: int, outer: int = 1, row_bytes: int = 0, whole: bool = False) -> Tile:
+def choose_tile(
+    isa: Isa, rows: int, channels: int, outer: int = 1, row_bytes: int = 0, whole: bool = False, step: int = 1
+) -> Tile:
     """The tile with the lowest estimated cycles for `outer` independent problems of rows x channels.
 
     A tile of p x n vectors costs p*n multiply-adds on two ports and p broadcasts + n loads on two load ports each step
@@ -54,6 +56,9 @@ def choose_tile(isa: Isa, rows: int, channels: int, outer: int = 1, row_bytes: i
     rows as leave some of its ways to the weights.
 
     `whole` asks for tiles of which a whole number makes `channels`, or one all of them, where registers permit.
+
+    `step`: how many rows an instruction takes at a time. It then takes as many fewer channels, so that a vector of sums
+    needs as many registers of weights.
     """
     best, best_cost = Tile(1, 1, isa.lanes), math.inf
     latency = 8  # multiply-adds in flight that keep two ports busy
@@ -65,12 +70,13 @@ def choose_tile(isa: Isa, rows: int, channels: int, outer: int = 1, row_bytes: i
             break
         if whole and not parts(channels, vectors * isa.lanes):
             continue
-        for pixels in range(1, min(most, isa.registers) + 1):
-            if pixels * vectors + vectors + 1 > isa.registers:
+        weights = vectors * step
+        for pixels in range(step, min(round_up(most, step), isa.registers) + 1, step):
+            if pixels * vectors + weights + 1 > isa.registers:
                 break
             tiles = outer * math.ceil(rows / pixels) * math.ceil(channels / (vectors * isa.lanes))
             sums = pixels * vectors
-            cost = max(sums, pixels + vectors, latency if rows * channels > isa.lanes else sums)
+            cost = max(sums, pixels + weights, latency if rows * channels > isa.lanes else sums)
             # Fewer, larger tiles amortise their prologue and epilogue.
             total = tiles * (cost + 0.5)
             if isa.cores > 1 and tiles < isa.cores:
@@ -78,7 +84,7 @@ def choose_tile(isa: Isa, rows: int, channels: int, outer: int = 1, row_bytes: i
             if total < best_cost:
                 best, best_cost = Tile(pixels, vectors, isa.lanes), total
     if whole and best_cost == math.inf:
-        return choose_tile(isa, rows, channels, outer, row_bytes)
+        return choose_tile(isa, rows, channels, outer, row_bytes, step=step)
     return best
 
 
@@ -87,12 +93,13 @@ def parts(channels: int, block: int) -> bool:
     return block >= channels or channels % block == 0
 
 
-def attributes(tile: Tile, outer: int, dot: str = "", apart: bool = False) -> dict:
-    """Annotations of the anchor block; `outer` is the number of loops before p.
+def attributes(tile: Tile, outer: int, dot: str, depth: int, rows: int, apart: bool = False) -> dict:
+    """Annotations of the anchor block; `outer` is the number of loops before p; the rest is of the dot product.
 
     `apart`: the blocks of a group hang over into the next one's channels, so that the epilogue is a pass by itself.
     """
-    return {FAMILY: "tile", "tile": [tile.pixels, tile.vectors, tile.lanes, outer], "dot": dot, "apart": apart}
+    sizes = [tile.pixels, tile.vectors, tile.lanes, outer]
+    return {FAMILY: "tile", "tile": sizes, "dot": dot, "depth": depth, "rows": rows, "apart": apart}
 
 
 def product(data: te.TensorSlice, weight: te.TensorSlice, sums: str) -> tirx.Expr:
@@ -134,7 +141,9 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
     sch = Schedule(func)
     before, anchor, after = generic.around_anchor(sch)
     pixels, vectors, lanes, outer = (int(v) for v in sch.get(anchor).annotations["tile"])
-    dot = str(sch.get(anchor).annotations["dot"])
+    dot, depth, rows = str(sch.get(anchor).annotations["dot"]), *(
+        int(sch.get(anchor).annotations[key]) for key in ("depth", "rows")
+    )
     kept = [block for block in after[:-1] if sch.get(block).name_hint == GROUP]
     for block in after[:-1]:
         if block not in kept:
@@ -146,11 +155,16 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
     work = generic.extent(sch, loops)
     heads, (p, b, v), reduction = loops[:outer], loops[outer : outer + 3], loops[outer + 3 :]
     p_outer, p_inner = sch.split(p, [None, pixels])
-    v_outer, v_inner = sch.split(v, [vectors, lanes])
-    steps, inner = (reduction[:-1], reduction[-1:]) if dot else (reduction, [])
+    v_outer, v_inner = sch.split(v, [vectors * rows, lanes // rows])
+    steps, inner = (reduction[:-1], reduction[-1:]) if depth > 1 else (reduction, [])
+    taken = [v_inner]  # by the instruction
+    if rows > 1:
+        p_inner, p_taken = sch.split(p_inner, [None, rows])
+        taken = [p_taken, v_inner]
+        interleave(sch, anchor, rows, lanes // rows)
     # Channels outermost among what is parallel: a thread keeps one block of weights while it walks the rows.
     order = [*heads[:1], b, *heads[1:], p_outer]
-    sch.reorder(*order, *steps, p_inner, v_outer, v_inner, *inner)
+    sch.reorder(*order, *steps, p_inner, v_outer, *taken, *inner)
     for block in [*kept, *([] if apart else [last])]:
         sch.reverse_compute_at(block, p_outer, preserve_unit_loops=True)
 
@@ -174,19 +188,32 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
         straight(sch, block, 3, lanes)
 
     start = sch.get_loops(anchor)
-    first_reduction = start[-(len(steps) + 3 + len(inner))]
+    first_reduction = start[-(len(steps) + 2 + len(taken) + len(inner))]
     init = sch.decompose_reduction(anchor, first_reduction)
+    if rows > 1:
+        sch.fuse(*sch.get_loops(init)[-2:])
     *_, init_rows, init_outer, init_lanes = sch.get_loops(init)
     sch.unroll(init_rows)
     sch.unroll(init_outer)
     sch.vectorize(init_lanes)
     if dot:
-        sch.tensorize(v_inner, dot)
-        for code in {d.code for d in (isa.dot, isa.bf16) if d and d.intrinsic == dot and d.code}:
+        sch.tensorize(taken[0], dot)
+        kind = dot.rpartition("_")[0]
+        for code in {d.code for d in isa.dots if d.intrinsic.rpartition("_")[0] == kind and d.code}:
             sch.annotate(start[0], "pragma_import_llvm", code)
     for block in before:
         generic.schedule_padding(sch, block, isa)
     return sch
+
+
+def interleave(sch: Schedule, anchor, rows: int, lanes: int) -> None:
+    """The sums of `rows` by `lanes` beside each other, as an instruction keeps them: taken apart by what reads them."""
+
+    def index(*i):
+        *heads, p, b, v = i
+        return [*heads, p // rows, b, v // lanes, p % rows, v % lanes]
+
+    sch.transform_layout(anchor, ("write", 0), index)
 
 
 def straight(sch: Schedule, block, loops: int, lanes: int = 0) -> None:

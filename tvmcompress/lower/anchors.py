@@ -7,6 +7,7 @@ constants, which `weights` later moves to load time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import tvm
@@ -14,7 +15,7 @@ from tvm import relax
 
 from tvmcompress.ir import graph, ops
 from tvmcompress.ir.graph import Expr, Rewriter, op_name
-from tvmcompress.isa import BF16_BITS, Isa
+from tvmcompress.isa import BF16_BITS, Dot, Isa
 from tvmcompress.kernels import conv2d as conv_kernel
 from tvmcompress.kernels import depthwise as depthwise_kernel
 from tvmcompress.kernels import matmul as matmul_kernel
@@ -61,12 +62,14 @@ class Anchors:
         if not supported(*kinds):
             return None
         x, padding, fill = absorb_padding(rw, expr.args[0], [int(p) for p in a.padding])
-        if int(a.groups) == 1:
-            x = self.whole_steps(rw, x, conv_kernel.operands(self.isa, *kinds)[0])
         n, h, w, c = graph.shape(x)
         oc, ic, kh, kw = graph.shape(weight)
         pair = lambda v: tuple(int(i) for i in v)  # noqa: E731
         conv = Conv2d(n, h, w, c, oc, (kh, kw), pair(a.strides), padding, pair(a.dilation), int(a.groups))
+        if conv.groups == 1:
+            x = self.whole_steps(rw, x, conv_kernel.instruction(conv, self.isa, *kinds)[0])
+            c = graph.shape(x)[-1]
+            conv = replace(conv, c=c)
         if conv.groups == c and conv.groups > 1 and oc % c == 0:
             return self.depthwise(rw, var, x, weight, conv, fill)
         if kinds == ("float32", "float32") and (fast := winograd.plan(conv, self.isa)):
@@ -110,12 +113,12 @@ class Anchors:
             self.bits[x] = rw.emit(rw.builder.call_te(tile.bits, x, primfunc_name_hint="bits"))
         return self.bits[x]
 
-    def whole_steps(self, rw, x, depth: int):
+    def whole_steps(self, rw, x, dot: Dot | None):
         """Channels padded to whole steps of the dot product, by an operator that is fused with what makes `x`.
 
         Their weights are zeros. Inside the convolution the same padding would be a pass over single bytes.
         """
-        missing = -graph.shape(x)[-1] % depth
+        missing = -graph.shape(x)[-1] % dot.depth if dot else 0
         return rw.emit(relax.op.nn.pad(x, [0, 0, 0, 0, 0, 0, 0, missing])) if missing else x
 
     def depthwise(self, rw, var, x, weight, conv, fill):
