@@ -90,8 +90,8 @@ class Target:
         import tvm
 
         host: dict = {"kind": "llvm", "mtriple": self.triple, "mcpu": self.cpu, "num-cores": self.threads}
-        if self.features:
-            host["mattr"] = llvm.attributes(self.features)
+        if features := self._features_for_tvm():
+            host["mattr"] = llvm.attributes(features)
         if self.float_abi:
             host["mfloat-abi"] = self.float_abi
         if self.arch == "riscv64" and self.has("d"):
@@ -100,6 +100,12 @@ class Target:
             return tvm.target.Target(host)
         limits = {"max_threads_per_block": 1024, "max_shared_memory_per_block": 49152, "thread_warp_size": 32}
         return tvm.target.Target({"kind": "cuda", "arch": self.cuda_arch, **limits, "host": host})
+
+    def _features_for_tvm(self) -> tuple[str, ...]:
+        """RISC-V's `v` as its parts: where TVM sees it, it masks every vector and takes those of sums apart."""
+        if self.arch != "riscv64" or not self.has("v"):
+            return self.features
+        return (*(f for f in self.features if f != "v"), "-v", "zve64d", "zvl128b")
 
 
 def native() -> Target:

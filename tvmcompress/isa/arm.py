@@ -249,6 +249,10 @@ def matrix(mnemonic: str, depth: int, kind: str, sums: str, wide: Callable, step
     return name
 
 
+# Of 32: with all of them in use LLVM copies the sums of dot products from one to another inside the loop.
+REGISTERS = 30
+
+
 def facts(has, triple: str, cores: int, options: dict) -> Isa:
     if not triple.startswith("aarch64"):
         return Isa("neon-32", 4, 16, cores, None, fused=has("vfp4"), **options)
@@ -259,5 +263,5 @@ def facts(has, triple: str, cores: int, options: dict) -> Isa:
     more += [fmlal()] if has("fp16fml") else []
     name = "-".join(["neon", *(feature for feature in FEATURES if has(feature))])
     return Isa(
-        name, 4, 32, cores, dot, fused=True, bf16=bf16, more=tuple(more), widens=not has("fp16fml"), **options
+        name, 4, REGISTERS, cores, dot, fused=True, bf16=bf16, more=tuple(more), widens=not has("fp16fml"), **options
     )

@@ -6,6 +6,6 @@ from tvmcompress.isa.isa import Isa
 
 
 def facts(has, _triple: str, cores: int, options: dict) -> Isa:
-    if has("v"):
-        return Isa("rvv", 4, 32, cores, None, **options)
+    if has("zve64d", "zvl128b"):  # all of v but its name
+        return Isa("rvv", 4, 32, cores, None, fused=True, **options)
     return Isa("scalar", 4, 8, cores, None, **options)

@@ -58,7 +58,7 @@ def choose_tile(
     `whole` asks for tiles of which a whole number makes `channels`, or one all of them, where registers permit.
 
     `step`: how many rows an instruction takes at a time. It then takes as many fewer channels, so that a vector of sums
-    needs as many registers of weights.
+    needs as many registers of weights; and putting rows together costs an instruction.
     """
     best, best_cost = Tile(1, 1, isa.lanes), math.inf
     latency = 8  # multiply-adds in flight that keep two ports busy
@@ -75,7 +75,7 @@ def choose_tile(
             if pixels * vectors + weights + 1 > isa.registers:
                 break
             tiles = outer * math.ceil(rows / pixels) * math.ceil(channels / (vectors * isa.lanes))
-            sums = pixels * vectors
+            sums = pixels * vectors + (pixels // step if step > 1 else 0)
             cost = max(sums, pixels + weights, latency if rows * channels > isa.lanes else sums)
             # Fewer, larger tiles amortise their prologue and epilogue.
             total = tiles * (cost + 0.5)
