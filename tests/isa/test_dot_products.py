@@ -25,7 +25,9 @@ X86 = [
     ("icelake-server", "tvmcompress.vpdpbusd_16", "vpdpbusd"),
 ]
 ARM = [("rpi5", "tvmcompress.sdot_4", "sdot"), ("cortex-a76", "tvmcompress.sdot_4", "sdot")]
-
+MATRICES = [("neoverse-v1", "tvmcompress.smmla_1", "smmla"), ("cortex-a510", "tvmcompress.smmla_1", "smmla")]
+ONE_AT_A_TIME = r"^\t(imul[lq]?|mul|madd|mla|smaddl|smull|smla[bt][bt]|fmadd|vm[lu][al]\.f32\ts|mulw|fmadd\.s)\t"
+COPIES = r"^\t(mov\tv\d+\.16b|ldr\tq\d+, \[sp|str\tq\d+, \[sp|ldp\tq.*\[sp|stp\tq.*\[sp)"
 
 REGISTER = {
     "tvmcompress.vpdpbusd_16": "zmm",
@@ -103,7 +105,7 @@ def hot(text: str, mnemonic: str) -> str:
     return max(basic_blocks(text), key=lambda block: block.count(mnemonic))
 
 
-@pytest.mark.parametrize(("name", "intrinsic", "mnemonic"), X86 + ARM)
+@pytest.mark.parametrize(("name", "intrinsic", "mnemonic"), X86 + ARM + MATRICES)
 @pytest.mark.parametrize("kind", ["convolution", "product"])
 def test_the_inner_loop_is_dot_products(kind: str, name: str, intrinsic: str, mnemonic: str) -> None:
     pair = random_bytes((32, 256), "uint8"), random_bytes((256, 96), "int8")
@@ -111,8 +113,9 @@ def test_the_inner_loop_is_dot_products(kind: str, name: str, intrinsic: str, mn
     loop = hot(assembly(lowered), mnemonic)
     dots = loop.count(mnemonic)
     assert dots >= 8
-    scalar = re.findall(r"^\t(imul[lq]?|mul|madd|smaddl|smull)\t", loop, re.MULTILINE)
-    assert len(scalar) * 8 <= dots  # an address now and then
+    assert len(re.findall(ONE_AT_A_TIME, loop, re.MULTILINE)) * 8 <= dots  # an address now and then
+    if (name, intrinsic, mnemonic) in ARM:
+        assert not re.search(COPIES, loop, re.MULTILINE)
     if intrinsic in REGISTER:
         assert f"%{REGISTER[intrinsic]}" in loop
 
