@@ -26,7 +26,8 @@ X86 = [
 ]
 ARM = [("rpi5", "tvmcompress.sdot_4", "sdot"), ("cortex-a76", "tvmcompress.sdot_4", "sdot")]
 MATRICES = [("neoverse-v1", "tvmcompress.smmla_1", "smmla"), ("cortex-a510", "tvmcompress.smmla_1", "smmla")]
-ONE_AT_A_TIME = r"^\t(imul[lq]?|mul|madd|mla|smaddl|smull|smla[bt][bt]|fmadd|vm[lu][al]\.f32\ts|mulw|fmadd\.s)\t"
+ONE_AT_A_TIME = r"^\t(imul[lq]?|mul|mulw|madd|mla|smaddl|smull|smla[bt][bt])\t"
+ONE_FLOAT_AT_A_TIME = r"^\t(v?(mul|fmadd\d+)ss|fmadd|v(mla|fma)\.f32\ts\d+,|fmadd\.s)"
 COPIES = r"^\t(mov\tv\d+\.16b|ldr\tq\d+, \[sp|str\tq\d+, \[sp|ldp\tq.*\[sp|stp\tq.*\[sp)"
 
 REGISTER = {
@@ -90,11 +91,11 @@ def test_bit_by_bit(name: str, intrinsic: str, mnemonic: str) -> None:
         np.testing.assert_array_equal(got, x.astype(np.int64) @ w.astype(np.int64))
 
 
-def convolution(channels: int = 64):
+def convolution(channels: int = 64, strides: int = 1):
     weight = random_bytes((64, channels, 3, 3), "int8")
 
     def body(rw, q):
-        y = rw.emit(relax.op.nn.conv2d(dequantized(rw, q), weights(rw, weight), padding=1))
+        y = rw.emit(relax.op.nn.conv2d(dequantized(rw, q), weights(rw, weight), strides, 1))
         return [quantized(rw, rw.emit(relax.op.nn.relu(y)), 0.5, 0)]
 
     return graph.program([("x", (1, channels, 14, 28), "uint8")], body)
@@ -120,6 +121,26 @@ def test_the_inner_loop_is_dot_products(kind: str, name: str, intrinsic: str, mn
         assert f"%{REGISTER[intrinsic]}" in loop
 
 
+def test_a_single_row_takes_the_dot_product() -> None:
+    """smmla would multiply a row of zeros beside it."""
+    text = assembly(build(products([(random_bytes((1, 256), "int8"), random_bytes((256, 96), "int8"))]), "neoverse-v1"))
+    assert "sdot" in text
+    assert "smmla" not in text
+
+
+def test_few_channels_take_the_dot_product() -> None:
+    """Of three channels smmla needs as many steps, and eight bytes of each pixel in place of four."""
+    text = assembly(build(convolution(3), "neoverse-v1"))
+    assert "sdot" in text
+    assert "smmla" not in text
+
+
+def test_strided_pixels_take_products_of_matrices() -> None:
+    lowered = build(convolution(64, 2), "neoverse-v1")
+    assert not lowered.fallbacks
+    assert hot(assembly(lowered), "smmla").count("smmla") >= 8
+
+
 BF16 = ["znver4", "sapphirerapids"]
 
 
@@ -140,11 +161,45 @@ def bfloat16_layers():
     return graph.program([("x", x.shape, "float32"), ("q", q.shape, "float32")], body), (x, q), (taps, w)
 
 
-@pytest.mark.parametrize("name", BF16)
-def test_bfloat16_products_are_dot_products(name: str) -> None:
+@pytest.mark.parametrize(("name", "mnemonic"), [*((n, "vdpbf16ps") for n in BF16), ("neoverse-v1", "bfmmla")])
+def test_bfloat16_products_are_dot_products(name: str, mnemonic: str) -> None:
     lowered = build(bfloat16_layers()[0], name)
     assert not lowered.fallbacks
-    assert hot(assembly(lowered), "vdpbf16ps").count("vdpbf16ps") >= 8
+    assert hot(assembly(lowered), mnemonic).count(mnemonic) >= 8
+
+
+def narrow_product(rows: int, dtype: str):
+    weight = np.random.default_rng(0).standard_normal((256, 96)).astype(dtype)
+
+    def body(rw, x):
+        return [relax.op.matmul(rw.emit(relax.op.astype(x, dtype)), graph.const(weight), out_dtype="float32")]
+
+    return graph.program([("x", (rows, 256), "float32")], body)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "dtype", "mnemonic"),
+    [
+        ("neoverse-v1", 1, "bfloat16", "bfdot"),
+        ("neoverse-v1", 32, "bfloat16", "bfmmla"),
+        ("neoverse-v1", 32, "float16", "fmlal"),
+        ("rpi5", 32, "float16", "fmla"),
+    ],
+)
+def test_sixteen_bits_on_arm(name: str, rows: int, dtype: str, mnemonic: str) -> None:
+    """Without fmlal activations are made float32 once: of the loop's conversions each is of a vector of weights."""
+    lowered = build(narrow_product(rows, dtype), name)
+    assert not lowered.fallbacks
+    loop = hot(assembly(lowered), mnemonic)
+    assert loop.count(mnemonic) >= (8 if rows > 1 else 2)
+    assert loop.count("fcvt") * rows <= loop.count(mnemonic) * 8
+    assert not re.search(r"fml[as]\tv\d+\.8h", loop)  # sums of float16
+
+
+@pytest.mark.parametrize(("name", "native"), [("rpi5", True), ("rpi4", False)])
+def test_float16_tensors_are_added_as_such_where_that_can_be(name: str, native: bool) -> None:
+    mod = graph.program([(n, (1, 4096), "float16") for n in "xy"], lambda rw, x, y: [relax.op.add(x, y)])
+    assert bool(re.search(r"fadd\tv\d+\.8h", assembly(build(mod, name)))) == native
 
 
 @pytest.mark.parametrize("name", ["native", "x86-64-v3", *BF16])
@@ -160,17 +215,45 @@ def test_bfloat16_numbers(name: str) -> None:
         np.testing.assert_allclose(product, q @ w, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize(("name", "mnemonic"), [("x86-64-v3", "vfmadd"), ("rpi4", "fmla"), ("rpi3-32", "vfma.f32")])
-def test_float_convolutions_are_vectors(name: str, mnemonic: str) -> None:
-    weight = np.random.default_rng(0).standard_normal((32, 16, 3, 3), np.float32)
-    mod = graph.program(
-        [("x", (1, 16, 14, 28), "float32")], lambda rw, x: [relax.op.nn.conv2d(x, graph.const(weight), padding=1)]
-    )
-    loop = hot(assembly(build(mod, name)), mnemonic)
+FLOATS = [("x86-64-v3", "vfmadd"), ("rpi4", "fmla"), ("rpi3-32", "vfma.f32"), ("riscv64-v", "vfmacc.vf")]
+
+
+@pytest.mark.parametrize(("name", "mnemonic"), FLOATS)
+@pytest.mark.parametrize("kind", ["convolution", "product"])
+def test_float_layers_are_vectors(kind: str, name: str, mnemonic: str) -> None:
+    rng = np.random.default_rng(0)
+    if kind == "convolution":
+        weight = rng.standard_normal((32, 16, 3, 3), np.float32)
+        shape, layer = (1, 16, 14, 28), lambda x: relax.op.nn.conv2d(x, graph.const(weight), padding=1)
+    else:
+        matrix = rng.standard_normal((64, 96), np.float32)
+        shape, layer = (32, 64), lambda x: relax.op.matmul(x, graph.const(matrix))
+    lowered = build(graph.program([("x", shape, "float32")], lambda rw, x: [layer(x)]), name)
+    assert not lowered.fallbacks
+    loop = hot(assembly(lowered), mnemonic)
+    assert loop.count(mnemonic) >= 7
+    assert not re.search(ONE_FLOAT_AT_A_TIME, loop, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("name", "mnemonic"), [("rpi4", "mlal"), ("rpi3-32", "mlal"), ("riscv64-v", "vwmacc.vx")])
+@pytest.mark.parametrize("kind", ["convolution", "product"])
+def test_without_a_dot_product_integers_widen_in_vectors(kind: str, name: str, mnemonic: str) -> None:
+    """smlal and vmlal: int16 products into int32 sums."""
+    pair = random_bytes((32, 256), "uint8"), random_bytes((256, 96), "int8")
+    lowered = build(convolution() if kind == "convolution" else products([pair]), name)
+    assert not lowered.fallbacks
+    loop = hot(assembly(lowered), mnemonic)
     assert loop.count(mnemonic) >= 8
+    assert len(re.findall(ONE_AT_A_TIME, loop, re.MULTILINE)) * 8 <= loop.count(mnemonic)
 
 
-@pytest.mark.parametrize("name", ["rpi4", "rpi3-32"])
-def test_without_sdot_products_widen_in_vectors(name: str) -> None:
-    """smlal: int16 products into int32 sums."""
-    assert hot(assembly(build(convolution(), name)), "mlal").count("mlal") >= 8
+def test_winograd_with_vectors_of_any_length() -> None:
+    """TVM would mask these vectors and lose a variable on the way: it is not told of RISC-V's `v`."""
+    weight = np.random.default_rng(0).standard_normal((32, 32, 3, 3), np.float32)
+    mod = graph.program(
+        [("x", (1, 32, 26, 28), "float32")], lambda rw, x: [relax.op.nn.conv2d(x, graph.const(weight), padding=1)]
+    )
+    lowered = build(mod, "riscv64-v")
+    assert lowered.layers[0]["algorithm"] == "winograd"
+    assert not lowered.fallbacks
+    assert "vfmacc.vf" in assembly(lowered)

@@ -2,10 +2,62 @@
 
 from __future__ import annotations
 
-from tvmcompress.isa.isa import Isa
+from tvm.s_tir import TensorIntrin
+from tvm.script import tirx as T
+
+from tvmcompress.isa.isa import Dot, Isa
+
+
+def vwmacc() -> Dot:
+    """vwmacc.vx on 4 lanes: C[4] += A * B[4], int16 and int8, the scalar from its own register.
+
+    By itself LLVM makes a vector of each scalar and widens that, at two instructions and two changes of the vectors'
+    type for each.
+    """
+    code = """
+define linkonce_odr <4 x i32> @tvmcompress_vwmacc(<4 x i32> %c, i16 %a, <4 x i8> %b) alwaysinline {
+  %wide = sext i16 %a to i32
+  %one = insertelement <4 x i32> poison, i32 %wide, i32 0
+  %x = shufflevector <4 x i32> %one, <4 x i32> poison, <4 x i32> zeroinitializer
+  %y = sext <4 x i8> %b to <4 x i32>
+  %p = mul <4 x i32> %x, %y
+  %r = add <4 x i32> %c, %p
+  ret <4 x i32> %r
+}
+"""
+
+    @T.prim_func(s_tir=True)
+    def desc(
+        A: T.Buffer((1,), "int16", offset_factor=1),
+        B: T.Buffer((4,), "int8", offset_factor=1),
+        C: T.Buffer((4,), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:4], A[0], B[0:4])
+            T.writes(C[0:4])
+            for i in T.serial(0, 4):
+                with T.sblock("update"):
+                    vi = T.axis.remap("S", [i])
+                    C[vi] = C[vi] + T.cast(A[0], "int32") * T.cast(B[vi], "int32")
+
+    @T.prim_func(s_tir=True)
+    def impl(
+        A: T.Buffer((1,), "int16", offset_factor=1),
+        B: T.Buffer((4,), "int8", offset_factor=1),
+        C: T.Buffer((4,), "int32", offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:4], A[0], B[0:4])
+            T.writes(C[0:4])
+            C[T.ramp(T.int32(0), 1, 4)] = T.call_pure_extern(
+                "int32x4", "tvmcompress_vwmacc", C.vload([0], dtype="int32x4"), A[0], B.vload([0], dtype="int8x4")
+            )
+
+    TensorIntrin.register("tvmcompress.vwmacc_4", desc, impl, override=True)
+    return Dot("tvmcompress.vwmacc_4", 4, 1, "int16", "int8", "vwmacc.vx", code)
 
 
 def facts(has, _triple: str, cores: int, options: dict) -> Isa:
     if has("zve64d", "zvl128b"):  # all of v but its name
-        return Isa("rvv", 4, 32, cores, None, fused=True, **options)
+        return Isa("rvv", 4, 32, cores, None, fused=True, more=(vwmacc(),), **options)
     return Isa("scalar", 4, 8, cores, None, **options)
