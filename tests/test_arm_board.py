@@ -49,9 +49,12 @@ def test_cross_compiled_code_gives_the_right_numbers(arm_board: ArmBoard, tmp_pa
         np.testing.assert_allclose(np.load(f"{path}.npy"), expected(x), rtol=1e-4, atol=1e-5, err_msg=path.stem)
 
 
-@pytest.mark.parametrize(("cpu", "lacking"), [("", []), ("cortex-a53", ["asimddp"])])
+NEWER = ["asimddp", "asimdfhm", "bf16", "i8mm"]
+
+
+@pytest.mark.parametrize(("cpu", "lacking"), [("", []), ("cortex-a53", NEWER)])
 def test_the_board_says_what_it_can_do(arm_board: ArmBoard, cpu: str, lacking: list[str]):  # noqa: F811
-    code = "from tvmcompress import cpu; print(cpu.architecture(), cpu.missing(['asimd', 'asimddp']))"
+    code = f"from tvmcompress import cpu; print(cpu.architecture(), cpu.missing(['asimd', *{NEWER}]))"
     assert arm_board.with_cpu(cpu).python(["-c", code]).stdout == f"aarch64 {lacking}\n"
 
 

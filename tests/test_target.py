@@ -142,11 +142,24 @@ def test_native_does_not_believe_a_name_that_implies_too_much(monkeypatch):
     assert target.features_needed() == level3 | {"avx_vnni"}
 
 
+@pytest.mark.parametrize("text", ["riscv64-v", "riscv64-linux-gnu:spacemit-x60", "riscv64"])
+def test_tvm_never_sees_the_vectors_of_riscv(text: str):
+    """But all that they consist of; what the device needs is still `v`."""
+    import tvm
+
+    target = Target.load(text)
+    has = lambda name: tvm.target.codegen.target_has_features(name, target.to_tvm())  # noqa: E731
+    assert not has("v")
+    assert has("zve64d") == has("zvl128b") == ("v" in target.features_needed()) == (text != "riscv64")
+
+
 def test_features():
     assert Target.load("znver5").has("avx512vnni")
     assert not Target.load("skylake-avx512").has("avx512vnni")
     assert "avx512_vnni" in Target.load("icelake-server").features_needed()
     assert "asimddp" in Target.load("rpi5").features_needed()
     assert "asimddp" not in Target.load("rpi4").features_needed()
+    assert {"i8mm", "bf16", "asimdfhm", "asimdhp"} <= Target.load("cortex-a510").features_needed()
+    assert not {"i8mm", "bf16", "asimdfhm"} & Target.load("rpi5").features_needed()
     assert not Target.load("rpi4").has("aes")  # Broadcom left the crypto extension out
     assert Target.load("cortex-a72").has("aes")

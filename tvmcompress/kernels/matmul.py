@@ -67,7 +67,12 @@ def compute(x: te.Tensor, weight: te.Tensor, n: int, p: Plan) -> te.Tensor:
             return te.sum(product(source[(*b, r, rk * p.depth + rd)], weight[o, rk, v, rd], sums), axis=axes)
         return te.sum(product(source[(*b, r, rk)], weight[o, rk, v], sums), axis=axes)
 
-    y = te.compute((*batch, mp, blocks, tile.block), element, name="matmul", attrs=attributes(tile, len(batch), p.dot, p.depth, p.rows))
+    y = te.compute(
+        (*batch, mp, blocks, tile.block),
+        element,
+        name="matmul",
+        attrs=attributes(tile, len(batch), p.dot, p.depth, p.rows),
+    )
     return crop(y, (*batch, m, n), tile.block)
 
 
@@ -94,16 +99,16 @@ def compute_batched(x: te.Tensor, y: te.Tensor, p: Plan) -> te.Tensor:
     def block_of(*i):
         *lead, b, s, v, d = i if depth > 1 else (*i, 0)
         column = b * tile.block + v
-        value = y[(*lead, s * depth + d, column)]
-        return value if n % tile.block == 0 else tirx.if_then_else(column < n, value, tirx.const(0, y.dtype))
+        value = y[(*lead, s * depth + d, column)].astype(p.data)
+        return value if n % tile.block == 0 else tirx.if_then_else(column < n, value, tirx.const(0, p.data))
 
     steps = (depth,) if depth > 1 else ()
     packed = te.compute((*by, blocks, k // depth, tile.block, *steps), block_of, name="pack")
     rows = x
-    if mp != m:
+    if mp != m or str(x.dtype) != p.data:
         rows = te.compute(
             (*bx, mp, k),
-            lambda *i: tirx.if_then_else(i[-2] < m, x[i], tirx.const(0, x.dtype)),
+            lambda *i: tirx.if_then_else(i[-2] < m, x[i].astype(p.data), tirx.const(0, p.data)),
             name="pad",
         )
     rk = te.reduce_axis((0, k // depth), "k")

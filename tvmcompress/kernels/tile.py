@@ -140,16 +140,15 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
     """
     sch = Schedule(func)
     before, anchor, after = generic.around_anchor(sch)
-    pixels, vectors, lanes, outer = (int(v) for v in sch.get(anchor).annotations["tile"])
-    dot, depth, rows = str(sch.get(anchor).annotations["dot"]), *(
-        int(sch.get(anchor).annotations[key]) for key in ("depth", "rows")
-    )
+    facts = sch.get(anchor).annotations
+    pixels, vectors, lanes, outer = (int(v) for v in facts["tile"])
+    dot, depth, rows = str(facts["dot"]), int(facts["depth"]), int(facts["rows"])
     kept = [block for block in after[:-1] if sch.get(block).name_hint == GROUP]
     for block in after[:-1]:
         if block not in kept:
             sch.compute_inline(block)
     last = after[-1]
-    apart = bool(sch.get(anchor).annotations["apart"])
+    apart = bool(facts["apart"])
 
     loops = sch.get_loops(anchor)
     work = generic.extent(sch, loops)
