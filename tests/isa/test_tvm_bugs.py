@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 import tvm
-from tvm import relax
+from tvm import relax, te
+from tvm.s_tir import Schedule
 
 from tvmcompress.ir import graph, ops
 
@@ -85,3 +86,25 @@ def test_a_target_given_as_a_string_is_refused() -> None:
     """Targets are dictionaries: target.py reads the old form itself."""
     with pytest.raises(ValueError):
         tvm.target.Target("llvm -mcpu=core-avx2")
+
+
+def test_the_vectors_of_riscv_are_taken_apart() -> None:
+    """Of a loop vectorized by 4 nothing is left where TVM sees `v`: target.py names the parts of `v` in its place."""
+    x, w, k = te.placeholder((16,), "float32"), te.placeholder((8, 16), "float32"), te.reduce_axis((0, 8), "k")
+    y = te.compute((16,), lambda i: te.sum(x[k] * w[k, i], axis=[k]), name="y")
+    sch = Schedule(te.create_prim_func([x, w, y]))
+    block = sch.get_sblock("y")
+    spatial, reduction = sch.get_loops(block)
+    rest, lanes = sch.split(spatial, [None, 4])
+    sch.reorder(rest, reduction, lanes)
+    sch.vectorize(lanes)
+    sch.decompose_reduction(block, reduction)
+
+    def code(*vectors: str) -> str:
+        features = [f"+{feature}" for feature in ("m", "f", "d", "c", *vectors)]
+        machine = {"kind": "llvm", "mtriple": "riscv64-linux-gnu", "mcpu": "generic-rv64", "mabi": "lp64d"}
+        target = tvm.target.Target({**machine, "mattr": features})
+        return tvm.compile(sch.mod, target=target).mod.inspect_source("ll")
+
+    assert "<4 x float>" not in code("v")
+    assert "<4 x float>" in code("zve64d", "zvl128b")

@@ -18,6 +18,7 @@ float32 (fcvtl) and multiplied as such; LLVM uses fullfp16 for element-wise work
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
@@ -169,6 +170,7 @@ declare <4 x float> @llvm.aarch64.neon.fmlal.v4f32.v8f16(<4 x float>, <8 x half>
     return Dot("tvmcompress.fmlal_4", 4, 1, "float16", "float16", "fmlal", code)
 
 
+@cache
 def smmla(step: int = 1) -> Dot:
     """smmla: C[2, 2] += A[2, 8] (s8) . B[2, 8] (s8); the rows of A lie `step` rows apart."""
     code = """
@@ -185,6 +187,7 @@ declare <4 x i32> @llvm.aarch64.neon.smmla.v4i32.v16i8(<4 x i32>, <16 x i8>, <16
     return Dot(name, 2, 8, "int8", "int8", "smmla", code, 2, smmla)
 
 
+@cache
 def bfmmla(step: int = 1) -> Dot:
     """bfmmla: C[2, 2] += A[2, 4] . B[2, 4] of bfloat16, given as bits; rounds as two of `bfdot`."""
     code = """
