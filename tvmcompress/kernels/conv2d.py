@@ -15,7 +15,8 @@ import tvm
 from tvm import te, tirx
 
 from tvmcompress.isa import BF16_BITS, Isa
-from tvmcompress.kernels.tile import Tile, attributes, choose_tile, crop, parts, product, round_up
+from tvmcompress.kernels.choices import Choose, analytic
+from tvmcompress.kernels.tile import Tile, attributes, crop, parts, product, round_up, tiles
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,23 @@ class Plan:
         return -(-(conv.oc // conv.groups) // self.tile.block)
 
 
-def plan(conv: Conv2d, isa: Isa, data: str, weight: str) -> Plan:
-    """Decide from the analytic model; integers use the dot product when the weights fit it."""
+def key(conv: Conv2d, data: str) -> str:
+    """What the kernel is known by: `data` is the dtype in which it reads."""
+    window = f"{conv.kernel[0]}x{conv.kernel[1]}/{conv.strides[0]}x{conv.strides[1]}"
+    if conv.dilation != (1, 1):
+        window += f" dilated {conv.dilation[0]}x{conv.dilation[1]}"
+    groups = f" groups {conv.groups}" if conv.groups > 1 else ""
+    padding = ",".join(str(p) for p in conv.padding)
+    return f"conv2d {data} {conv.n}x{conv.h}x{conv.w}x{conv.c} to {conv.oc}, {window} pad {padding}{groups}"
+
+
+def plan(conv: Conv2d, isa: Isa, data: str, weight: str, choose: Choose = analytic) -> Plan:
+    """Integers use the dot product when the weights fit it."""
     oh, ow = conv.out
     depth, dot, data = operands(isa, data, weight)
     row_bytes = conv.c * conv.strides[1] * tvm.DataType(data).bits // 8
-    tile = choose_tile(isa, ow, conv.oc // conv.groups, conv.n * oh * conv.groups, row_bytes, conv.groups > 1)
-    return Plan(tile, depth, dot, data)
+    found = tiles(isa, ow, conv.oc // conv.groups, conv.n * oh * conv.groups, row_bytes, conv.groups > 1)
+    return Plan(choose("tile", found), depth, dot, data)
 
 
 def operands(isa: Isa, data: str, weight: str) -> tuple[int, str, str]:
@@ -162,6 +173,6 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan, fill: int = 
         (conv.n, oh, owp, conv.groups * blocks, tile.block),
         lambda n, h, w, b, v: te.sum(term(n, h, w, b, v), axis=axes),
         name="conv2d",
-        attrs=attributes(tile, 2, p.dot, conv.groups > 1 and not parts(group_out, tile.block)),
+        attrs=attributes(key(conv, p.data), tile, 2, p.dot, conv.groups > 1 and not parts(group_out, tile.block)),
     )
     return crop(y, (conv.n, oh, ow, conv.oc), tile.block, group_out if conv.groups > 1 else 0, blocks)

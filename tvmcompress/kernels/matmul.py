@@ -7,19 +7,29 @@ The weight is packed to [blocks, K, block], or for dot products of depth d to [b
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import tvm
 from tvm import te, tirx
 
 from tvmcompress.isa import Isa
+from tvmcompress.kernels.choices import Choose, analytic
 from tvmcompress.kernels.conv2d import Plan, operands, stored
-from tvmcompress.kernels.tile import attributes, choose_tile, crop, product, round_up
+from tvmcompress.kernels.tile import attributes, crop, product, round_up, tiles
 
 
-def plan(rows: int, k: int, channels: int, outer: int, isa: Isa, data: str, weight: str) -> Plan:
+def key(rows: int, k: int, channels: int, outer: int, data: str) -> str:
+    """What the kernel is known by: `data` is the dtype in which it reads."""
+    return f"matmul {data} {outer}x{rows}x{k} to {channels}"
+
+
+def plan(
+    rows: int, k: int, channels: int, outer: int, isa: Isa, data: str, weight: str, choose: Choose = analytic
+) -> Plan:
     depth, dot, data = operands(isa, data, weight)
-    tile = choose_tile(isa, rows, channels, outer, k * tvm.DataType(data).bits // 8)
-    return Plan(tile, depth, dot, data)
+    found = tiles(isa, rows, channels, outer, k * tvm.DataType(data).bits // 8)
+    return Plan(choose("tile", found), depth, dot, data)
 
 
 def pack(weight: np.ndarray, p: Plan) -> np.ndarray:
@@ -67,16 +77,25 @@ def compute(x: te.Tensor, weight: te.Tensor, n: int, p: Plan) -> te.Tensor:
             return te.sum(product(source[(*b, r, rk * p.depth + rd)], weight[o, rk, v, rd], sums), axis=axes)
         return te.sum(product(source[(*b, r, rk)], weight[o, rk, v], sums), axis=axes)
 
-    y = te.compute((*batch, mp, blocks, tile.block), element, name="matmul", attrs=attributes(tile, len(batch), p.dot))
+    y = te.compute(
+        (*batch, mp, blocks, tile.block),
+        element,
+        name="matmul",
+        attrs=attributes(key(m, k, n, math.prod(batch), p.data), tile, len(batch), p.dot),
+    )
     return crop(y, (*batch, m, n), tile.block)
 
 
-def plan_batched(rows: int, k: int, channels: int, outer: int, isa: Isa, data: str) -> Plan:
-    """For two live operands; floats only. The dot product takes whole steps of its depth."""
-    depth, dot, data = operands(isa, data, data)
-    if k % depth:
-        depth, dot, data = 1, "", "bfloat16"
-    return Plan(choose_tile(isa, rows, channels, outer), depth, dot, data)
+def batched_operands(k: int, isa: Isa, data: str) -> tuple[int, str, str]:
+    """As `conv2d.operands`, for two live operands; the dot product takes whole steps of its depth."""
+    depth, dot, read = operands(isa, data, data)
+    return (1, "", data) if k % depth else (depth, dot, read)
+
+
+def plan_batched(rows: int, k: int, channels: int, outer: int, isa: Isa, data: str, choose: Choose = analytic) -> Plan:
+    """For two live operands; floats only."""
+    depth, dot, data = batched_operands(k, isa, data)
+    return Plan(choose("tile", tiles(isa, rows, channels, outer)), depth, dot, data)
 
 
 def compute_batched(x: te.Tensor, y: te.Tensor, p: Plan) -> te.Tensor:
@@ -121,6 +140,6 @@ def compute_batched(x: te.Tensor, y: te.Tensor, p: Plan) -> te.Tensor:
         (*batch, mp, blocks, tile.block),
         lambda *i: te.sum(term(*i), axis=[rk, rd] if depth > 1 else [rk]),
         name="matmul",
-        attrs=attributes(tile, rank, p.dot),
+        attrs=attributes(key(m, k, n, math.prod(batch), p.data), tile, rank, p.dot),
     )
     return crop(z, (*batch, m, n), tile.block)

@@ -19,6 +19,7 @@ from tvmcompress.kernels import conv2d as conv_kernel
 from tvmcompress.kernels import depthwise as depthwise_kernel
 from tvmcompress.kernels import matmul as matmul_kernel
 from tvmcompress.kernels import movement, normalization, tile, winograd
+from tvmcompress.kernels.choices import Choices, untuned
 from tvmcompress.kernels.conv2d import Conv2d
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -30,8 +31,9 @@ ANCHOR = {"op_pattern": 4}  # TVM's kOutEWiseFusable: element-wise work may be f
 class Anchors:
     """The visitor. `done` collects what became a kernel: name, kind, macs, whether in integers, and the tile."""
 
-    def __init__(self, isa: Isa) -> None:
+    def __init__(self, isa: Isa, choices: Choices) -> None:
         self.isa = isa
+        self.choices = choices
         self.done: list[dict] = []
         self.bits: dict[Expr, Expr] = {}  # what is read as the bits of bfloat16, and these
         self.handlers: dict[str, Callable] = {
@@ -69,9 +71,10 @@ class Anchors:
         conv = Conv2d(n, h, w, c, oc, (kh, kw), pair(a.strides), padding, pair(a.dilation), int(a.groups))
         if conv.groups == c and conv.groups > 1 and oc % c == 0:
             return self.depthwise(rw, var, x, weight, conv, fill)
-        if kinds == ("float32", "float32") and (fast := winograd.plan(conv, self.isa)):
+        choose = self.choices(conv_kernel.key(conv, conv_kernel.operands(self.isa, *kinds)[2]))
+        if kinds == ("float32", "float32") and (fast := winograd.plan(conv, self.isa, choose)):
             return self.winograd(rw, var, x, weight, conv, fast)
-        p = conv_kernel.plan(conv, self.isa, *kinds)
+        p = conv_kernel.plan(conv, self.isa, *kinds, choose)
         self.note(var, "conv2d", conv.macs // c * ic * conv.groups, kinds, p.tile)  # without channels that are padding
         packed = pack(
             rw,
@@ -145,7 +148,9 @@ class Anchors:
             return self.batched(rw, var, x, y) if kinds[0] in FLOATS and kinds[1] in FLOATS else None
         _, n = graph.shape(y)
         outer = int(np.prod(dims[:-2]))
-        p = matmul_kernel.plan(dims[-2], dims[-1], n, outer, self.isa, *kinds)
+        size = dims[-2], dims[-1], n, outer
+        choose = self.choices(matmul_kernel.key(*size, conv_kernel.operands(self.isa, *kinds)[2]))
+        p = matmul_kernel.plan(*size, self.isa, *kinds, choose)
         self.note(var, "matmul", int(np.prod(dims)) * n, kinds, p.tile)
         packed = pack(
             rw, y, lambda value: matmul_kernel.pack(value, p), lambda e: self.operand(rw, pack_matmul(rw, e, p), p)
@@ -214,7 +219,9 @@ class Anchors:
         self.note(var, "matmul", int(np.prod(dims)) * graph.shape(x)[-1], (graph.dtype(x), graph.dtype(y)), None)
         kinds, k = {graph.dtype(x), graph.dtype(y)}, graph.shape(x)[-1]
         data = kinds.pop() if len(kinds) == 1 else "float32"
-        p = matmul_kernel.plan_batched(dims[-2], k, n, int(np.prod(dims[:-2])), self.isa, data)
+        size = dims[-2], k, n, int(np.prod(dims[:-2]))
+        choose = self.choices(matmul_kernel.key(*size, matmul_kernel.batched_operands(k, self.isa, data)[2]))
+        p = matmul_kernel.plan_batched(*size, self.isa, data, choose)
         call = rw.builder.call_te(
             lambda a, b: matmul_kernel.compute_batched(a, b, p),
             self.operand(rw, x, p),
@@ -313,7 +320,7 @@ def pack_matmul(rw: Rewriter, weight: Expr, p: conv_kernel.Plan) -> Expr:
     return e if p.depth > 1 else rw.emit(relax.op.squeeze(e, [3]))
 
 
-def anchors(mod: tvm.IRModule, isa: Isa) -> tuple[tvm.IRModule, list[dict]]:
+def anchors(mod: tvm.IRModule, isa: Isa, choices: Choices = untuned) -> tuple[tvm.IRModule, list[dict]]:
     """The program with kernels in place of convolutions and matrix products, and a row for each of these."""
-    visitor = Anchors(isa)
+    visitor = Anchors(isa, choices)
     return graph.rewrite(mod, visitor), visitor.done

@@ -15,6 +15,7 @@ from tvmcompress import threads
 from tvmcompress.ir import ops
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import approximation
+from tvmcompress.kernels.choices import Choices, untuned
 from tvmcompress.lower.anchors import anchors
 from tvmcompress.lower.bfloat16 import share_bits
 from tvmcompress.lower.channels_last import channels_last
@@ -86,8 +87,12 @@ def lower(
     target: tvm.target.Target,
     isa: Isa,
     between: Callable[[str, tvm.IRModule], None] | None = None,
+    choices: Choices = untuned,
 ) -> Lowered:
-    """Compile a program for a CPU. `between(step, module)` is called after each step, for dumps and timing."""
+    """Compile a program for a CPU. `between(step, module)` is called after each step, for dumps and timing.
+
+    `choices(key)` makes a kernel's decisions (kernels.choices).
+    """
     approximation.install()
     watch = between or (lambda _step, _mod: None)
     # First, while the steps look as they were imported.
@@ -97,7 +102,7 @@ def lower(
         mod = step(mod)
         watch(name, mod)
     # Kernels for what costs time; what stays are element-wise operators, data movement and reductions.
-    mod, layers = anchors(mod, isa)
+    mod, layers = anchors(mod, isa, choices)
     mod = share_bits(mod)
     mod = ops.expand(mod)
     watch("anchors", mod)
@@ -106,7 +111,7 @@ def lower(
     with target, tvm.transform.PassContext(opt_level=3, config=config(isa)):
         mod = tvm.transform.Sequential(tensor_steps(target))(mod)
         watch("fuse", mod)
-        scheduled = schedule(mod, isa)
+        scheduled = schedule(mod, isa, choices)
         watch("schedule", scheduled.module)
         executable = relax.build(
             scheduled.module, target, relax_pipeline=tvm.transform.Sequential(machine_steps()), exec_mode="bytecode"

@@ -12,12 +12,13 @@ from tvm.tirx import PrimFunc
 
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import FAMILY, depthwise, generic, lookup, tile, winograd
+from tvmcompress.kernels.choices import KEY, Choices, Choose
 
-FAMILIES: dict[str, Callable[[PrimFunc, Isa], Schedule]] = {
+FAMILIES: dict[str, Callable[[Schedule, Isa, Choose], None]] = {
     "tile": tile.schedule,
     "depthwise": depthwise.schedule,
     "winograd": winograd.schedule,
-    "ready": lambda func, _isa: Schedule(func),  # written with its schedule
+    "ready": lambda _sch, _isa, _choose: None,  # written with its schedule
 }
 
 
@@ -29,24 +30,24 @@ class Scheduled:
     fallbacks: dict[str, str] = field(default_factory=dict)
 
 
-def family_of(func: PrimFunc) -> str:
-    """The family whose anchor block is in `func`, or an empty string."""
-    sch = Schedule(func)
+def anchor_of(sch: Schedule) -> tuple[str, str]:
+    """The family of the anchor block and the kernel's key, or empty strings."""
     for block in generic.blocks_of(sch):
         annotations = sch.get(block).annotations
         if FAMILY in annotations:
-            return str(annotations[FAMILY])
-    return ""
+            return str(annotations[FAMILY]), str(annotations.get(KEY, ""))
+    return "", ""
 
 
-def schedule(mod: tvm.IRModule, isa: Isa) -> Scheduled:
+def schedule(mod: tvm.IRModule, isa: Isa, choices: Choices) -> Scheduled:
+    """Every tensor program with a schedule; those without an anchor take their decisions under their own name."""
     functions, fallbacks = {}, {}
     for var, func in mod.functions_items():
         if not isinstance(func, PrimFunc) or (func.attrs and "tirx.is_scheduled" in func.attrs):
             functions[var] = func
             continue
         try:
-            functions[var] = apply(func, isa)
+            functions[var] = apply(func, isa, choices, var.name_hint)
         except Exception as error:  # TVM's schedule errors have no class of their own
             try:
                 functions[var] = plain(func, isa)
@@ -57,14 +58,14 @@ def schedule(mod: tvm.IRModule, isa: Isa) -> Scheduled:
     return Scheduled(tvm.IRModule(functions, attrs=mod.attrs), fallbacks)
 
 
-def apply(func: PrimFunc, isa: Isa) -> PrimFunc:
+def apply(func: PrimFunc, isa: Isa, choices: Choices, name: str) -> PrimFunc:
     sch = Schedule(func)
     if [sch.get(block).name_hint for block in generic.blocks_of(sch)] == [lookup.NAME]:
         kernel = lookup.look_up(func, isa)
         if kernel is not None:
             return kernel
-    family = family_of(func)
-    sch = FAMILIES[family](func, isa) if family else generic.schedule(func, isa)
+    family, key = anchor_of(sch)
+    (FAMILIES[family] if family else generic.schedule)(sch, isa, choices(key or name))
     return finished(func, sch)
 
 
