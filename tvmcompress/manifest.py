@@ -90,6 +90,8 @@ def check(value: Any, where: str, written: bool) -> dict:
                 raise PackageError(f"{where}: manifest: {key}[{index}]: 'shape' holds what is not a dimension")
     if not isinstance(rows := value.get("builds", []), list):
         raise PackageError(f"{where}: manifest: 'builds' is of the wrong kind ({type(rows).__name__})")
+    if "builds" in value and not rows:
+        raise PackageError(f"{where}: manifest: 'builds' is empty")
     for index, row in enumerate(rows):
         _fields(row, {"target": dict}, f"{where}: manifest: builds[{index}]")
         if wrong := SHARED & row.keys():

@@ -246,7 +246,7 @@ class Package:
 
     def _check_builds(self) -> None:
         for build in self.builds:
-            if build._library not in self._members:
+            if build._library not in filter(archive.LIBRARY.fullmatch, self._members):
                 raise PackageError(f"{self.path}: not a whole package; missing {build._library}")
             stored = range(len(self.manifest["weights"]))
             if any(not isinstance(i, int) or i not in stored for i in build.manifest["entry"].get("weights", [])):

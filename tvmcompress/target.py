@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,7 +61,7 @@ class Target:
         """
         text = text.strip()
         if len(parts := target_forms.listed(text)) > 1:
-            return resolve({"name": text, "builds": parts})
+            return resolve({"builds": parts})
         if text == "native":
             return native()
         if text in _shipped():
@@ -184,32 +185,35 @@ def resolve(values: dict, where: str = "target") -> Target:
 def _several(given: list, common: dict, where: str) -> Target:
     """One target of several builds. A build that is a table takes from `common` what it does not say itself."""
     shared = {key: value for key, value in common.items() if key not in ("name", "description")}
+    if shared and all(isinstance(build, str) for build in given):
+        raise TargetError(f"{where}: '{min(shared)}' is said by the builds themselves, as they are given by name")
     builds = [
         Target.load(build) if isinstance(build, str) else resolve({**shared, **build}, f"{where}: builds[{i}]")
         for i, build in enumerate(given)
     ]
-    first = builds[0]
-    for other in builds:
-        if other.kind != "cpu" or other.builds:
-            raise TargetError(f"{where}: '{other.name}' cannot be one of several builds: wanted a single processor")
-        if (other.arch, other.float_abi) != (first.arch, first.float_abi):
-            raise TargetError(f"{where}: builds are for one architecture, got {first.arch} and {other.arch}")
-        if not _NAME.fullmatch(other.name):
-            raise TargetError(f"{where}: a build's name is letters, digits and . _ - + :, got '{other.name[:80]}'")
-    needed = [build.features_needed() for build in builds]
-    for i, build in enumerate(builds):
-        for other, needs in zip(builds[:i], needed):
-            if build.name == other.name:
-                raise TargetError(f"{where}: two builds are called '{build.name}'")
-            if needed[i] == needs:
-                both = f"'{other.name}' and '{build.name}'"
-                raise TargetError(f"{where}: {both} need the same features; the second would never be chosen")
+    _check_builds(builds, where)
     # Whatever needs more comes first; where neither has all that the other needs, it is the greater number.
     builds.sort(key=lambda build: -len(build.features_needed()))
     named = {key: common[key] for key in ("name", "description") if key in common}
     return replace(
         builds[-1], **{"name": ",".join(b.name for b in builds), "description": "", **named}, builds=tuple(builds)
     )
+
+
+def _check_builds(builds: list[Target], where: str) -> None:
+    for build in builds:
+        if build.kind != "cpu" or build.builds:
+            raise TargetError(f"{where}: '{build.name}' cannot be one of several builds: wanted a single processor")
+        if not _NAME.fullmatch(build.name):
+            raise TargetError(f"{where}: a build's name is letters, digits and . _ - + :, got '{build.name[:80]}'")
+    for one, other in combinations(builds, 2):
+        if (one.arch, one.float_abi) != (other.arch, other.float_abi):
+            raise TargetError(f"{where}: builds are for one architecture, got {one.arch} and {other.arch}")
+        if one.name == other.name:
+            raise TargetError(f"{where}: two builds are called '{one.name}'")
+        if one.features_needed() == other.features_needed():
+            both = f"'{one.name}' and '{other.name}'"
+            raise TargetError(f"{where}: {both} need the same features; the second would never be chosen")
 
 
 def _facts(triple: str, name: str) -> dict:
