@@ -273,12 +273,11 @@ class Roll:
         p = recurrent.plan(self.isa, wide)
         row = {"name": cell.out.name, "kind": "recurrent", "macs": time * batch * hidden * wide, "integer": False}
         self.done.append(row | {"dtype": "float32xfloat32", "tile": [p.tile.pixels, p.tile.vectors]})
-        blocks = wide // p.tile.block
         if graph.is_const(weight) and not self.neutral:
             packed = graph.const(matmul.pack(graph.value(weight), p))
         else:
-            e = rw.emit(relax.op.reshape(weight, (hidden, blocks, p.tile.block)))
-            packed = rw.emit(relax.op.permute_dims(e, (1, 0, 2)))
+            # As a tensor program: operators on a constant would be folded further down.
+            packed = rw.emit(rw.builder.call_te(lambda r: recurrent.pack(r, p), weight, primfunc_name_hint="pack"))
         backward = chain[0].time > chain[-1].time
         sequence = relax.TensorType((time, batch, hidden), "float32")
         if cell.bias is not None:
