@@ -61,16 +61,14 @@ FIELDS: dict[str, dict[str, type | tuple]] = {
     "tolerance": {"relative": (int, float), "absolute": (int, float), "quanta": int},
     "golden": {"inputs": list, "outputs": list},
 }
-ENTRY: dict[str, type | tuple] = {"prepare": bool, "library": str, "weights": list}
+OF_A_BUILD: dict[str, type | tuple] = {"library": str, "weights": list}  # in `entry`, where there are several
+SHARED = {"name", "inputs", "outputs", "source", "schema", "builds", *WRITTEN}  # what no build has of its own
 LISTS: dict[str, dict[str, type | tuple]] = {
     "inputs": {"name": str, "shape": list, "dtype": str},
     "outputs": {"name": str, "shape": list, "dtype": str},
     "weights": {"name": str, "shape": list, "dtype": str, "offset": int},
     "layers": {"name": str},
 }
-
-
-SHARED = {"name", "inputs", "outputs", "source", "schema", "builds", *WRITTEN}  # what no build has of its own
 
 
 def check(value: Any, where: str, written: bool) -> dict:
@@ -88,6 +86,8 @@ def check(value: Any, where: str, written: bool) -> dict:
             _fields(row, fields, f"{where}: manifest: {key}[{index}]")
             if any(not isinstance(d, int | None) or (d or 0) < 0 for d in row.get("shape", [])):
                 raise PackageError(f"{where}: manifest: {key}[{index}]: 'shape' holds what is not a dimension")
+    given = {key: kind for key, kind in OF_A_BUILD.items() if key in value["entry"]}
+    _fields(value["entry"], given, f"{where}: manifest: entry")
     if not isinstance(rows := value.get("builds", []), list):
         raise PackageError(f"{where}: manifest: 'builds' is of the wrong kind ({type(rows).__name__})")
     if "builds" in value and not rows:
@@ -98,7 +98,7 @@ def check(value: Any, where: str, written: bool) -> dict:
             raise PackageError(f"{where}: manifest: builds[{index}]: '{min(wrong)}' is the package's, not a build's")
         _fields(row["target"], {"name": str}, f"{where}: manifest: builds[{index}]: target")
     for contents in of_builds(value) if rows else ():
-        _fields(check(contents, where, written)["entry"], ENTRY, f"{where}: manifest: entry of a build")
+        _fields(check(contents, where, written)["entry"], OF_A_BUILD, f"{where}: manifest: entry of a build")
     return value
 
 

@@ -110,7 +110,7 @@ class Package:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes: of the whole file, and of each part as it lies in the file."""
+        """Bytes: of the whole file, and of each part as it lies in the file; `library` is those of all builds."""
         parts: dict[str, int] = {}
         for name, member in self._members.items():
             part = "library" if archive.LIBRARY.fullmatch(name) else name.split(".")[0]
