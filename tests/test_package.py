@@ -387,6 +387,12 @@ def everything() -> dict:
     return {"architecture": cpu.architecture(), "features": ["f1", "f2", "f3"]}
 
 
+def test_one_manifest_of_several_is_each_again():
+    """Also of what only some builds have to say."""
+    rows = [standin.manifest(target={"name": "a"}, more=1), standin.manifest(target={"name": "b"}, macs={"total": 1})]
+    assert manifest.of_builds(manifest.one_of_several(rows, {"name": "all"})) == rows
+
+
 def test_a_build_can_be_asked_for(code):
     package = several(code)
     assert package.pick(everything(), "b").target == "b"

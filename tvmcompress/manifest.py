@@ -110,7 +110,8 @@ def of_builds(contents: dict) -> list[dict]:
 
 def one_of_several(contents: Sequence[dict], target: dict) -> dict:
     """One manifest from those of several builds, the most demanding first: the inverse of `of_builds`."""
-    common = {**contents[-1], "target": target}
+    common = {key: value for key, value in contents[-1].items() if all(key in of for of in contents)}
+    common["target"] = target
     return {**common, "builds": [{k: v for k, v in of.items() if common.get(k) != v} for of in contents]}
 
 
