@@ -197,7 +197,7 @@ class Program:
 
 def open_package(package: Package, threads: int | None = None) -> Program:
     """The program of a package, on this machine. Raises PackageError before any code is loaded if it cannot run."""
-    package.check_hardware()
+    package = package.pick()
     with package.library() as library:
         return Program(
             library,

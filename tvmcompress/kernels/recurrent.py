@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 
 import tvm
+from tvm import te
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
@@ -118,6 +119,13 @@ def gru(p: Plan, time: int, batch: int, hidden: int, order: tuple[int, ...], bac
     }  # fmt: skip
     statements = GRU.format(**dict(zip("zrn", (place * hidden for place in order))))
     return layer(p, shapes, statements, "T.float32(0)", "", backward)
+
+
+def pack(weight: te.Tensor, p: Plan) -> te.Tensor:
+    """`matmul.pack` of R (H, gates H) as a tensor expression."""
+    hidden, wide = (int(d) for d in weight.shape)
+    block = p.tile.block
+    return te.compute((wide // block, hidden, block), lambda b, k, v: weight[k, b * block + v], name="pack")
 
 
 def packed(p: Plan, gates: int, hidden: int) -> tuple[int, int, int]:

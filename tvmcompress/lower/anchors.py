@@ -31,9 +31,8 @@ ANCHOR = {"op_pattern": 4}  # TVM's kOutEWiseFusable: element-wise work may be f
 class Anchors:
     """The visitor. `done` collects what became a kernel: name, kind, macs, whether in integers, and the tile."""
 
-    def __init__(self, isa: Isa, choices: Choices) -> None:
-        self.isa = isa
-        self.choices = choices
+    def __init__(self, isa: Isa, choices: Choices, neutral: bool = False) -> None:
+        self.isa, self.choices, self.neutral = isa, choices, neutral
         self.done: list[dict] = []
         self.bits: dict[Expr, Expr] = {}  # what is read as the bits of bfloat16, and these
         self.handlers: dict[str, Callable] = {
@@ -76,8 +75,7 @@ class Anchors:
             return self.winograd(rw, var, x, weight, conv, fast)
         p = conv_kernel.plan(conv, self.isa, *kinds, choose)
         self.note(var, "conv2d", conv.macs // c * ic * conv.groups, kinds, p.tile)  # without channels that are padding
-        packed = pack(
-            rw,
+        packed = self.pack(
             weight,
             lambda value: conv_kernel.pack(value, conv, p),
             lambda e: self.operand(rw, pack_conv(rw, e, conv, p), p),
@@ -102,6 +100,11 @@ class Anchors:
             primfunc_attrs=ANCHOR,
         )
 
+    def pack(self, weight: Expr, now: Callable[[np.ndarray], np.ndarray], later: Callable[[Expr], Expr]) -> Expr:
+        """Packed by NumPy now when the value is known; else, or to keep it for other targets too, by operators."""
+        known = graph.is_const(weight) and not self.neutral
+        return graph.const(now(graph.value(weight))) if known else later(weight)
+
     def operand(self, rw: Rewriter, x: Expr, p: conv_kernel.Plan) -> Expr:
         """Activations as the kernel reads them: bfloat16 as bits, once, where it has a dot product for them."""
         if p.data != BF16_BITS:
@@ -123,8 +126,7 @@ class Anchors:
 
     def depthwise(self, rw, var, x, weight, conv, fill):
         self.note(var, "depthwise", conv.macs, (graph.dtype(x), graph.dtype(weight)), None)
-        packed = pack(
-            rw,
+        packed = self.pack(
             weight,
             lambda value: depthwise_kernel.pack(value, self.isa),
             lambda e: pack_depthwise(rw, e, conv, self.isa),
@@ -152,8 +154,8 @@ class Anchors:
         choose = self.choices(matmul_kernel.key(*size, conv_kernel.operands(self.isa, *kinds)[2]))
         p = matmul_kernel.plan(*size, self.isa, *kinds, choose)
         self.note(var, "matmul", int(np.prod(dims)) * n, kinds, p.tile)
-        packed = pack(
-            rw, y, lambda value: matmul_kernel.pack(value, p), lambda e: self.operand(rw, pack_matmul(rw, e, p), p)
+        packed = self.pack(
+            y, lambda value: matmul_kernel.pack(value, p), lambda e: self.operand(rw, pack_matmul(rw, e, p), p)
         )
         call = rw.builder.call_te(
             lambda data, taps: matmul_kernel.compute(data, taps, n, p),
@@ -270,11 +272,6 @@ def depends_on_constants(rw: Rewriter, expr: Expr) -> bool:
     return isinstance(call, relax.Call) and all(depends_on_constants(rw, a) for a in call.args)
 
 
-def pack(rw: Rewriter, weight: Expr, now: Callable[[np.ndarray], np.ndarray], later: Callable[[Expr], Expr]) -> Expr:
-    """Packed by NumPy now when the value is known; else by operators."""
-    return graph.const(now(graph.value(weight))) if graph.is_const(weight) else later(weight)
-
-
 def pad_to(rw: Rewriter, expr: Expr, dims: tuple[int, ...]) -> Expr:
     """Zeros behind each axis up to `dims`."""
     old = graph.shape(expr)
@@ -320,7 +317,12 @@ def pack_matmul(rw: Rewriter, weight: Expr, p: conv_kernel.Plan) -> Expr:
     return e if p.depth > 1 else rw.emit(relax.op.squeeze(e, [3]))
 
 
-def anchors(mod: tvm.IRModule, isa: Isa, choices: Choices = untuned) -> tuple[tvm.IRModule, list[dict]]:
-    """The program with kernels in place of convolutions and matrix products, and a row for each of these."""
-    visitor = Anchors(isa, choices)
+def anchors(
+    mod: tvm.IRModule, isa: Isa, choices: Choices = untuned, neutral: bool = False
+) -> tuple[tvm.IRModule, list[dict]]:
+    """The program with kernels in place of convolutions and matrix products, and a row for each of these.
+
+    `neutral` keeps weights in the program's own layout: they are packed when a package is loaded.
+    """
+    visitor = Anchors(isa, choices, neutral)
     return graph.rewrite(mod, visitor), visitor.done

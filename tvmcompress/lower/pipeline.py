@@ -88,21 +88,23 @@ def lower(
     isa: Isa,
     between: Callable[[str, tvm.IRModule], None] | None = None,
     choices: Choices = untuned,
+    neutral: bool = False,
 ) -> Lowered:
     """Compile a program for a CPU. `between(step, module)` is called after each step, for dumps and timing.
 
-    `choices(key)` makes a kernel's decisions (kernels.choices).
+    `choices(key)` makes a kernel's decisions (kernels.choices). `neutral` stores weights as the program has them, so
+    that builds for several targets share them; `prepare` then packs them when the package is loaded.
     """
     approximation.install()
     watch = between or (lambda _step, _mod: None)
     # First, while the steps look as they were imported.
-    mod, steps = roll(mod, isa)
+    mod, steps = roll(mod, isa, neutral)
     watch("roll", mod)
     for name, step in graph_steps(isa):
         mod = step(mod)
         watch(name, mod)
     # Kernels for what costs time; what stays are element-wise operators, data movement and reductions.
-    mod, layers = anchors(mod, isa, choices)
+    mod, layers = anchors(mod, isa, choices, neutral)
     mod = share_bits(mod)
     mod = ops.expand(mod)
     watch("anchors", mod)

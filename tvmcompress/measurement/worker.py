@@ -1,9 +1,9 @@
 """One runtime in a process of its own, run as `python -m tvmcompress.measurement.worker`.
 
 The first line on stdin says what to load: {"kind": "package" | "onnx" | "openvino", "path", "inputs": a .npz,
-"threads"}, for OpenVINO also "precision": "f32", or "" for its own choice. The answer
-has the time from an interpreter with NumPy to the first outputs. Then each line {"run": n} is answered with n times in
-ms, and {"peak": true} with the largest memory that the process has had.
+"threads"}, for a package also "build" if it is to be that one, for OpenVINO also "precision": "f32", or "" for its own
+choice. The answer has the time from an interpreter with NumPy to the first outputs. Then each line {"run": n} is
+answered with n times in ms, and {"peak": true} with the largest memory that the process has had.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def open_package(order: dict) -> Callable:
     from tvmcompress import runtime
     from tvmcompress.package import Package
 
-    package = Package.load(order["path"])
+    package = Package.load(order["path"]).pick(build=order.get("build"))
     program = runtime.open_package(package, order["threads"])
 
     def prepare(inputs: dict[str, np.ndarray]) -> Callable:
