@@ -125,7 +125,7 @@ def build(module: tvm.IRModule, target: Target, between: Callable | None = None,
 
             return lower_cuda(module, target)
         tvm_target = target.to_tvm()
-        return lower(module, tvm_target, isa_of(tvm_target, target.l1d, target.l2), between, neutral)
+        return lower(module, tvm_target, isa_of(tvm_target, target.l1d, target.l2), between, neutral=neutral)
     except TvmcompressError:
         raise
     except Exception as error:  # the border where TVM's own errors, of any class, become ours
