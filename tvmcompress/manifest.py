@@ -13,8 +13,16 @@ What `compile` hands in (`REQUIRED`):
     layers    [{"name", "kind", "macs", "bytes", "integer", …}], whatever is known of each
     entry     {"prepare": bool}: whether the library has a function `prepare(stored weights …) -> weights`
 
-and what it may add: `tolerance` {"relative", "absolute", "quanta"} for the golden outputs. The package adds `schema`,
-`versions`, `weights` and `golden` (where each array lies), and `members` (size and SHA-256 of each).
+and what it may add:
+
+    tolerance  {"relative", "absolute", "quanta"} for the golden outputs
+    kernels    [{"name", "family", "macs", "arithmetic"}] of the library's functions that multiply: the multiply-
+               accumulates of one call, and of which instructions: "float32", "bfloat16" or "int8"
+    macs       {"total", "integer"} of the model
+    fallbacks  [{"program", "reason"}]: functions of the library that have no schedule of their family
+
+The package adds `schema`, `versions`, `weights` and `golden` (where each array lies), and `members` (size and SHA-256
+of each).
 """
 
 from __future__ import annotations
@@ -59,6 +67,7 @@ LISTS: dict[str, dict[str, type | tuple]] = {
     "outputs": {"name": str, "shape": list, "dtype": str},
     "weights": {"name": str, "shape": list, "dtype": str, "offset": int},
     "layers": {"name": str},
+    "kernels": {"name": str, "family": str, "macs": int, "arithmetic": str},
 }
 
 

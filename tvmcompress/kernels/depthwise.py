@@ -13,7 +13,7 @@ from tvm.s_tir import Schedule
 from tvm.tirx import PrimFunc
 
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import FAMILY, generic
+from tvmcompress.kernels import FAMILY, MACS, generic
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.tile import round_up
 
@@ -65,7 +65,7 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, isa: Isa, fill: int =
         (conv.n, oh, ow, channels),
         lambda n, h, w, c: te.sum(term(n, h, w, c), axis=[ry, rx]),
         name="depthwise",
-        attrs={FAMILY: "depthwise", "pixels": choose_pixels(isa, ow)},
+        attrs={FAMILY: "depthwise", MACS: conv.macs, "pixels": choose_pixels(isa, ow)},
     )
     return te.compute((conv.n, oh, ow, conv.oc), lambda *i: y[i], name="crop")
 

@@ -7,6 +7,8 @@ The weight is packed to [blocks, K, block], or for dot products of depth d to [b
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import tvm
 from tvm import te, tirx
@@ -67,7 +69,8 @@ def compute(x: te.Tensor, weight: te.Tensor, n: int, p: Plan) -> te.Tensor:
             return te.sum(product(source[(*b, r, rk * p.depth + rd)], weight[o, rk, v, rd], sums), axis=axes)
         return te.sum(product(source[(*b, r, rk)], weight[o, rk, v], sums), axis=axes)
 
-    y = te.compute((*batch, mp, blocks, tile.block), element, name="matmul", attrs=attributes(tile, len(batch), p.dot))
+    attrs = attributes(tile, len(batch), math.prod((*batch, m, k, n)), p.dot)
+    y = te.compute((*batch, mp, blocks, tile.block), element, name="matmul", attrs=attrs)
     return crop(y, (*batch, m, n), tile.block)
 
 
@@ -121,6 +124,6 @@ def compute_batched(x: te.Tensor, y: te.Tensor, p: Plan) -> te.Tensor:
         (*batch, mp, blocks, tile.block),
         lambda *i: te.sum(term(*i), axis=[rk, rd] if depth > 1 else [rk]),
         name="matmul",
-        attrs=attributes(tile, rank, p.dot),
+        attrs=attributes(tile, rank, math.prod((*batch, m, k, n)), p.dot),
     )
     return crop(z, (*batch, m, n), tile.block)

@@ -17,7 +17,7 @@ from tvm.s_tir import Schedule
 from tvm.tirx import PrimFunc
 
 from tvmcompress.isa import BF16_BITS, Isa
-from tvmcompress.kernels import FAMILY, generic
+from tvmcompress.kernels import FAMILY, MACS, generic
 
 Choose = Callable[[str, Sequence], object]
 
@@ -87,12 +87,13 @@ def parts(channels: int, block: int) -> bool:
     return block >= channels or channels % block == 0
 
 
-def attributes(tile: Tile, outer: int, dot: str = "", apart: bool = False) -> dict:
+def attributes(tile: Tile, outer: int, macs: int, dot: str = "", apart: bool = False) -> dict:
     """Annotations of the anchor block; `outer` is the number of loops before p.
 
     `apart`: the blocks of a group hang over into the next one's channels, so that the epilogue is a pass by itself.
     """
-    return {FAMILY: "tile", "tile": [tile.pixels, tile.vectors, tile.lanes, outer], "dot": dot, "apart": apart}
+    size = [tile.pixels, tile.vectors, tile.lanes, outer]
+    return {FAMILY: "tile", MACS: macs, "tile": size, "dot": dot, "apart": apart}
 
 
 def product(data: te.TensorSlice, weight: te.TensorSlice, sums: str) -> tirx.Expr:

@@ -22,7 +22,7 @@ from tvm.s_tir import Schedule
 from tvm.tirx import PrimFunc
 
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import FAMILY, generic
+from tvmcompress.kernels import FAMILY, MACS, generic
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.tile import Tile, round_up, straight
 
@@ -178,7 +178,11 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan) -> te.Tensor
         (PATCH, PATCH, *grid, blocks, block),
         lambda u, v, n, i, j, b, o: te.sum(data[u, v, n, i, j, rc] * weight[u * PATCH + v, b, rc, o], axis=[rc]),
         name="sums",
-        attrs={FAMILY: "winograd", "plan": [p.rows, p.columns, p.tile.pixels, p.tile.vectors, p.tile.lanes]},
+        attrs={
+            FAMILY: "winograd",
+            MACS: conv.macs,
+            "plan": [p.rows, p.columns, p.tile.pixels, p.tile.vectors, p.tile.lanes],
+        },
     )
     rows = te.compute(
         (*grid, OUT, PATCH, blocks * block),
