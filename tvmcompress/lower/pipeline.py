@@ -113,9 +113,7 @@ def lower(
             scheduled.module, target, relax_pipeline=tvm.transform.Sequential(machine_steps()), exec_mode="bytecode"
         )
     rows = [*steps, *layers]
-    return Lowered(
-        executable, parts.stored, parts.inputs, parts.prepares, scheduled.fallbacks, rows, scheduled.kernels
-    )
+    return Lowered(executable, parts.stored, parts.inputs, parts.prepares, scheduled.fallbacks, rows, scheduled.kernels)
 
 
 def config(isa: Isa) -> dict:
