@@ -26,10 +26,10 @@ MOST_KERNELS = 20
 class Profile:
     """Medians over interleaved rounds of runs and readings of the peak. JSON values only.
 
-    A row of `kernels`: name, calls (in one run), ms (of these together), share (of all kernels and what is between
-    them), bytes (of the tensors that a call is given), gbs, result (the shape of what it writes); and of what
-    multiplies: family, macs (of one call), arithmetic, gmacs (10^9 multiply-accumulates a second), of_peak. A
-    convolution by Winograd's method counts the products that it stands for: it may come to more than the peak.
+    A row of `kernels`: name, calls (in one run), ms (of these together), share (of kernels and what is outside them
+    together), bytes (of the tensors that a call is given), gbs, result (the shape of what it writes); and of what
+    multiplies: family, macs (of one call), arithmetic, gmacs (10^9 multiply-accumulates a second), of_peak (in the same
+    round). A convolution by Winograd's method counts the products that it stands for: these may exceed the peak.
     """
 
     package: str
@@ -37,7 +37,7 @@ class Profile:
     threads: int
     machine: str
     ms: float  # of a run that nobody watches
-    overhead_ms: float  # of a watched run, outside kernels
+    overhead_ms: float  # of a run outside kernels: calling them, and coming here from Python
     of_peak: float | None  # the time in which all products would be done at the peak, over the time that they take
     peaks: dict  # {arithmetic: {"instruction", "gmacs"}}
     copy_gbs: float  # of copying memory, reads and writes counted
@@ -72,7 +72,7 @@ class Profile:
         inside = sum(row["ms"] for row in self.kernels)
         of_peak = f"; all products together reach {self.of_peak:.0%} of the peak" if self.of_peak else ""
         return [
-            f"a run takes {ms_text(self.ms)}, {ms_text(self.overhead_ms)} of it outside kernels "
+            f"a run takes {ms_text(self.ms)}; {ms_text(self.overhead_ms)} are outside kernels "
             f"({self.overhead_ms / (self.overhead_ms + inside):.1%}){of_peak}",
             f"peak of {self.threads} threads of {self.machine}: {', '.join(peaks)}; "
             f"copying memory {self.copy_gbs:.0f} GB/s",
@@ -113,14 +113,12 @@ def of(package: Package, threads: int, found: Mapping) -> Profile:
     whole = found["overhead_ms"] + sum(row["ms"] for row in found["kernels"])
     rows, least, taken = [], 0.0, 0.0
     for kernel in sorted(found["kernels"], key=lambda row: -row["ms"]):
-        seconds = max(kernel["ms"], 1e-6) / 1e3
+        seconds = kernel["ms"] / 1e3
         row = {**kernel, "share": kernel["ms"] / whole, "gbs": kernel["bytes"] * kernel["calls"] / seconds / 1e9}
         if kernel["name"] in work:
             known = work[kernel["name"]]
-            peak = found["peaks"][known["arithmetic"]]["gmacs"]
-            gmacs = known["macs"] * kernel["calls"] / seconds / 1e9
-            row |= {**known, "gmacs": gmacs, "of_peak": gmacs / peak}
-            least, taken = least + seconds * gmacs / peak, taken + seconds
+            row |= {**known, "gmacs": known["macs"] * kernel["calls"] / seconds / 1e9}
+            least, taken = least + seconds * kernel["of_peak"], taken + seconds
         rows.append(row)
     return Profile(
         package=package.name,
