@@ -18,10 +18,9 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-from scripts.benchmark import chart, layers, memory, network, tables
+from scripts.benchmark import layers, memory, network, tables
 from scripts.benchmark.subjects import MORE, USUAL
 from tvmcompress import cpu
 
@@ -78,6 +77,18 @@ def write_readme(text: str) -> None:
     readme.write_text(before + MARKERS[0] + "\n" + text + "\n" + MARKERS[1] + after)
 
 
+def draw(result: dict, path: Path) -> None:
+    """Charts beside the JSON at `path`."""
+    from scripts.benchmark import chart
+
+    if "layers" in result:
+        chart.layers(result, path.with_suffix(".png"))
+        return
+    chart.ratios(result, path.with_suffix(".png"))
+    if all("profile" in row for row in result["networks"]):
+        chart.shares(result, path.with_name(f"{path.stem}-shares.png"))
+
+
 def main() -> None:
     options = parser().parse_args()
     result = json.loads(options.stored.read_text()) if options.stored else measure(options)
@@ -89,11 +100,7 @@ def main() -> None:
     print(text)
     whole = text if single else f"{text}\n\n{tables.kernels(result)}".rstrip()
     path.with_suffix(".md").write_text(whole + "\n")
-    charts: list[tuple[str, Callable[[dict, Path], None]]] = [("", chart.layers if single else chart.ratios)]
-    if not single and any("profile" in row for row in result["networks"]):
-        charts.append(("-shares", chart.shares))
-    for suffix, draw in charts:
-        draw(result, path.with_name(f"{path.stem}{suffix}.png"))
+    draw(result, path)
     if options.readme and not single:
         write_readme(text)
 
