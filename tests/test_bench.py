@@ -57,7 +57,7 @@ LAYERS = {
 
 
 def test_spread():
-    assert tables.single(ms(2.0)) == "2.00 ±10%"
+    assert [tables.single(ms(m)) for m in (2.0, 0.0429, 250.0)] == ["2.00 ±10%", "0.0429 ±10%", "250 ±10%"]
     ours, theirs = {**ms(1), "rounds": [1.0, 2.0, 3.0]}, {**ms(2), "rounds": [2.0, 4.0, 4.0]}
     # Rounds of 0.5, 0.5 and 0.75: percentiles 10 and 90 are 0.5 and 0.7.
     assert tables.against(ours, theirs) == "0.50 ±20%"

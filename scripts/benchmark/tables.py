@@ -78,7 +78,7 @@ def latency(rows: list[dict]) -> list[str]:
 def single(ms: dict) -> str:
     """`7.57 ±2%`"""
     spread = f" ±{(ms['p90'] - ms['p10']) / 2 / ms['median']:.0%}" if "p10" in ms else ""
-    return f"{ms['median']:.2f}{spread}"
+    return f"{ms['median']:{'.0f' if ms['median'] >= 100 else '#.3g'}}{spread}"
 
 
 def against(ours: dict, theirs: dict) -> str:
