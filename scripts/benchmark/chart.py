@@ -119,7 +119,8 @@ def layers(result: dict, path: Path) -> None:
         colours = [WINOGRAD if f["family"] == "winograd" else colour for f, colour in zip(found, met)]
         panel.barh(range(len(rows)), [f["of_peak"] for f in found], 0.72, color=colours)
         for y, f in enumerate(found):
-            panel.text(f["of_peak"] + 0.02, y, f"{f['of_peak']:.0%}", va="center", fontsize=7.5, color=INK)
+            text = panel.text(f["of_peak"] + 0.02, y, f"{f['of_peak']:.0%}", va="center", fontsize=7.5, color=INK)
+            text.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6})
         panel.axvline(bar, color=INK, linewidth=1.2)
         panel.set_xlim(0, max(1.1, 1.15 * max(f["of_peak"] for f in found)))
         panel.xaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1.0))
