@@ -254,6 +254,7 @@ def test_not_there(tmp_path):
         (lambda m: m["needs"].update(features=None), "'features' is of the wrong kind"),
         (lambda m: m["entry"].update(weights=5), "'weights' is of the wrong kind"),
         (lambda m: m["entry"].update(library=5), "'library' is of the wrong kind"),
+        (lambda m: m.update(kernels=[{"name": "f", "family": "tile", "macs": 1}]), r"kernels\[0\]: 'arithmetic' is"),
         (lambda m: m["weights"][0].update(offset=3), "does not lie where"),
         (lambda m: m["weights"][1].update(offset=1 << 40), "does not lie where"),
         (lambda m: m["weights"][1].update(offset=0), "does not lie where"),

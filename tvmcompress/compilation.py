@@ -166,6 +166,7 @@ def manifest(model: Model, module: tvm.IRModule, target: Target, lowered: Lowere
         "applied": list(model.applied),
         "notes": list(model.notes),
         "layers": lowered.layers,
+        "kernels": lowered.kernels,
         "macs": {"total": total, "integer": integer},
         "fallbacks": [{"program": name, "reason": why} for name, why in sorted(lowered.fallbacks.items())],
         "entry": {"prepare": lowered.prepares},

@@ -13,6 +13,7 @@ from tvmcompress import remote, samples
 from tvmcompress.errors import ModelError, UsageError
 from tvmcompress.measurement import onnx_reference
 from tvmcompress.measurement.measure import Measurement, Side
+from tvmcompress.measurement.profile import Profile, profile
 from tvmcompress.package import Package
 from tvmcompress.remote import RemoteProgram
 from tvmcompress.report import Report
@@ -54,6 +55,19 @@ class Deployment:
         class numbers, one for each row of the first output of scores. `options` are those of `Measurement`.
         """
         return Measurement(**options).run(self._side(), self._reference(reference), data, labels)
+
+    def profile(self, inputs: Mapping[str, np.ndarray] | None = None, budget_s: float = 3.0) -> Profile:
+        """A Profile: each kernel's share of the time, and how near it comes to the peak of this machine.
+
+        `inputs` are the package's golden ones unless given. Raises UsageError on another device and for GPU code.
+        """
+        if isinstance(self._program, RemoteProgram):
+            raise UsageError("profile: a board is profiled on the board itself; install this project there")
+        if self.package.manifest["needs"]["gpu"]:
+            raise UsageError("profile: only kernels for CPUs are timed one by one, and this package is for a GPU")
+        if inputs is not None:
+            samples.check(inputs, self.package.inputs)
+        return profile(self.package, self.threads, inputs, budget_s)
 
     def _side(self) -> Side:
         program = self._program

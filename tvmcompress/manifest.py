@@ -15,10 +15,14 @@ What `compile` hands in (`REQUIRED`):
 
 and what it may add:
 
-    tolerance {"relative", "absolute", "quanta"} for the golden outputs
-    builds    of a package with several libraries: for each, the most demanding first, its `target` and whatever else
-              the package itself does not say so. `entry` then has also "library", the member, and "weights", the
-              indices of those that the build takes; the package's own `target` lists all builds.
+    tolerance  {"relative", "absolute", "quanta"} for the golden outputs
+    kernels    [{"name", "family", "macs", "arithmetic"}] of the library's functions that multiply: the multiply-
+               accumulates of one call, and of which instructions: "float32", "bfloat16" or "int8"
+    macs       {"total", "integer"} of the model
+    fallbacks  [{"program", "reason"}]: functions of the library that have no schedule of their family
+    builds     of a package with several libraries: for each, the most demanding first, its `target` and whatever else
+               the package itself does not say so. `entry` then has also "library", the member, and "weights", the
+               indices of those that the build takes; the package's own `target` lists all builds.
 
 The package adds `schema`, `versions`, `weights` and `golden` (where each array lies), and `members` (size and SHA-256
 of each).
@@ -68,6 +72,7 @@ LISTS: dict[str, dict[str, type | tuple]] = {
     "outputs": {"name": str, "shape": list, "dtype": str},
     "weights": {"name": str, "shape": list, "dtype": str, "offset": int},
     "layers": {"name": str},
+    "kernels": {"name": str, "family": str, "macs": int, "arithmetic": str},
 }
 
 

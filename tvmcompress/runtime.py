@@ -163,6 +163,13 @@ class Program:
             results = self._main(*tensors, *self._weights)
             return [self._output(r, inputs) for r in results]
 
+    def watch(self, instrument: Any) -> None:
+        """Call `instrument(function, name, before, result, *arguments)` before and after all that a run calls.
+
+        None ends it.
+        """
+        self._machine["set_instrument"](instrument)
+
     def _input(self, index: int, given: np.ndarray) -> Any:
         if not usable(given):
             place = self._staging.get(index)

@@ -21,7 +21,10 @@ from tvmcompress.kernels.tile import Tile, attributes, crop, parts, product, rou
 
 @dataclass(frozen=True)
 class Conv2d:
-    """Shape of a convolution: data (n, h, w, c), `oc` output channels, padding (top, left, bottom, right)."""
+    """Shape of a convolution: data (n, h, w, c), `oc` output channels, padding (top, left, bottom, right).
+
+    `zeros` of the c input channels only fill up the last step of a dot product.
+    """
 
     n: int
     h: int
@@ -33,6 +36,7 @@ class Conv2d:
     padding: tuple[int, int, int, int]
     dilation: tuple[int, int]
     groups: int = 1
+    zeros: int = 0
 
     @property
     def out(self) -> tuple[int, int]:
@@ -45,7 +49,7 @@ class Conv2d:
     @property
     def macs(self) -> int:
         oh, ow = self.out
-        return self.n * oh * ow * self.oc * (self.c // self.groups) * self.kernel[0] * self.kernel[1]
+        return self.n * oh * ow * self.oc * ((self.c - self.zeros) // self.groups) * self.kernel[0] * self.kernel[1]
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,8 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan, fill: int = 
         (conv.n, oh, owp, conv.groups * blocks, tile.block),
         lambda n, h, w, b, v: te.sum(term(n, h, w, b, v), axis=axes),
         name="conv2d",
-        attrs=attributes(key(conv, p.data), tile, 2, p.dot, conv.groups > 1 and not parts(group_out, tile.block)),
+        attrs=attributes(
+            key(conv, p.data), conv.macs, tile, 2, p.dot, conv.groups > 1 and not parts(group_out, tile.block)
+        ),
     )
     return crop(y, (conv.n, oh, ow, conv.oc), tile.block, group_out if conv.groups > 1 else 0, blocks)

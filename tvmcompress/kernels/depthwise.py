@@ -12,7 +12,7 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import FAMILY, generic
+from tvmcompress.kernels import FAMILY, MACS, generic
 from tvmcompress.kernels.choices import KEY, Choose, first
 from tvmcompress.kernels.conv2d import Conv2d, key
 from tvmcompress.kernels.tile import round_up
@@ -69,7 +69,7 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, isa: Isa, fill: int =
         (conv.n, oh, ow, channels),
         lambda n, h, w, c: te.sum(term(n, h, w, c), axis=[ry, rx]),
         name="depthwise",
-        attrs={FAMILY: "depthwise", KEY: key(conv, str(x.dtype))},
+        attrs={FAMILY: "depthwise", KEY: key(conv, str(x.dtype)), MACS: conv.macs},
     )
     return te.compute((conv.n, oh, ow, conv.oc), lambda *i: y[i], name="crop")
 

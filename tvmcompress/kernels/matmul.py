@@ -77,12 +77,8 @@ def compute(x: te.Tensor, weight: te.Tensor, n: int, p: Plan) -> te.Tensor:
             return te.sum(product(source[(*b, r, rk * p.depth + rd)], weight[o, rk, v, rd], sums), axis=axes)
         return te.sum(product(source[(*b, r, rk)], weight[o, rk, v], sums), axis=axes)
 
-    y = te.compute(
-        (*batch, mp, blocks, tile.block),
-        element,
-        name="matmul",
-        attrs=attributes(key(m, k, n, math.prod(batch), p.data), tile, len(batch), p.dot),
-    )
+    attrs = attributes(key(m, k, n, math.prod(batch), p.data), math.prod((*batch, m, k, n)), tile, len(batch), p.dot)
+    y = te.compute((*batch, mp, blocks, tile.block), element, name="matmul", attrs=attrs)
     return crop(y, (*batch, m, n), tile.block)
 
 
@@ -140,6 +136,6 @@ def compute_batched(x: te.Tensor, y: te.Tensor, p: Plan) -> te.Tensor:
         (*batch, mp, blocks, tile.block),
         lambda *i: te.sum(term(*i), axis=[rk, rd] if depth > 1 else [rk]),
         name="matmul",
-        attrs=attributes(key(m, k, n, math.prod(batch), p.data), tile, rank, p.dot),
+        attrs=attributes(key(m, k, n, math.prod(batch), p.data), math.prod((*batch, m, k, n)), tile, rank, p.dot),
     )
     return crop(z, (*batch, m, n), tile.block)

@@ -20,7 +20,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import FAMILY
+from tvmcompress.kernels import FAMILY, MACS
 from tvmcompress.kernels.conv2d import Plan
 from tvmcompress.kernels.tile import Tile
 
@@ -35,7 +35,7 @@ def recurrent({parameters}):
         for j in range({hidden}):
             with T.sblock("start"):
                 vn, vj = T.axis.remap("SS", [n, j])
-                T.sblock_attr({{"{family}": "ready"}})
+                T.sblock_attr({{"{family}": "ready", "{macs_key}": {macs}}})
                 h[vn, vj] = h0[vn, vj]
                 {start_cell}
     for step in range({time}):
@@ -146,6 +146,7 @@ def layer(
     parameters = ", ".join(f'{name}: T.Buffer({shape}, "float32")' for name, shape in shapes.items())
     source = LAYER.format(
         parameters=parameters, time=time, batch=batch, hidden=hidden, wide=wide, blocks=blocks, block=block, at=at,
-        vectors=p.tile.vectors, lanes=lanes, family=FAMILY, first=first, start_cell=start_cell, cells=cells,
+        vectors=p.tile.vectors, lanes=lanes, family=FAMILY, macs_key=MACS,
+        macs=time * batch * hidden * wide, first=first, start_cell=start_cell, cells=cells,
     )  # fmt: skip
     return tvm.script.from_source(source, {"T": T})

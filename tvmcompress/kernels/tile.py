@@ -16,7 +16,7 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from tvmcompress.isa import BF16_BITS, Isa
-from tvmcompress.kernels import FAMILY, generic
+from tvmcompress.kernels import FAMILY, MACS, generic
 from tvmcompress.kernels.choices import KEY, Choose, first
 
 GROUP = "group"  # the block that takes a group's channels out of a tile
@@ -84,18 +84,13 @@ def parts(channels: int, block: int) -> bool:
     return block >= channels or channels % block == 0
 
 
-def attributes(key: str, tile: Tile, outer: int, dot: str = "", apart: bool = False) -> dict:
+def attributes(key: str, macs: int, tile: Tile, outer: int, dot: str = "", apart: bool = False) -> dict:
     """Annotations of the anchor block of the kernel `key`; `outer` is the number of loops before p.
 
     `apart`: the blocks of a group hang over into the next one's channels, so that the epilogue is a pass by itself.
     """
-    return {
-        FAMILY: "tile",
-        KEY: key,
-        "tile": [tile.pixels, tile.vectors, tile.lanes, outer],
-        "dot": dot,
-        "apart": apart,
-    }
+    size = [tile.pixels, tile.vectors, tile.lanes, outer]
+    return {FAMILY: "tile", KEY: key, MACS: macs, "tile": size, "dot": dot, "apart": apart}
 
 
 def product(data: te.TensorSlice, weight: te.TensorSlice, sums: str) -> tirx.Expr:

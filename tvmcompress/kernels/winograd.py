@@ -21,7 +21,7 @@ from tvm import te, tirx
 from tvm.s_tir import Schedule
 
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import FAMILY, generic
+from tvmcompress.kernels import FAMILY, MACS, generic
 from tvmcompress.kernels.choices import KEY, Choose, analytic
 from tvmcompress.kernels.conv2d import Conv2d, key
 from tvmcompress.kernels.tile import Tile, round_up, straight
@@ -183,6 +183,7 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan) -> te.Tensor
         attrs={
             FAMILY: "winograd",
             KEY: key(conv, "float32"),
+            MACS: conv.macs,
             "plan": [p.rows, p.columns, p.tile.pixels, p.tile.vectors, p.tile.lanes],
         },
     )

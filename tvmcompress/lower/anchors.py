@@ -67,14 +67,15 @@ class Anchors:
         n, h, w, c = graph.shape(x)
         oc, ic, kh, kw = graph.shape(weight)
         pair = lambda v: tuple(int(i) for i in v)  # noqa: E731
-        conv = Conv2d(n, h, w, c, oc, (kh, kw), pair(a.strides), padding, pair(a.dilation), int(a.groups))
+        groups = int(a.groups)
+        conv = Conv2d(n, h, w, c, oc, (kh, kw), pair(a.strides), padding, pair(a.dilation), groups, c - ic * groups)
         if conv.groups == c and conv.groups > 1 and oc % c == 0:
             return self.depthwise(rw, var, x, weight, conv, fill)
         choose = self.choices(conv_kernel.key(conv, conv_kernel.operands(self.isa, *kinds)[2]))
         if kinds == ("float32", "float32") and (fast := winograd.plan(conv, self.isa, choose)):
             return self.winograd(rw, var, x, weight, conv, fast)
         p = conv_kernel.plan(conv, self.isa, *kinds, choose)
-        self.note(var, "conv2d", conv.macs // c * ic * conv.groups, kinds, p.tile)  # without channels that are padding
+        self.note(var, "conv2d", conv.macs, kinds, p.tile)
         packed = self.pack(
             weight,
             lambda value: conv_kernel.pack(value, conv, p),

@@ -40,6 +40,7 @@ class Lowered:
     prepares: bool
     fallbacks: dict[str, str]
     layers: list[dict]
+    kernels: list[dict]  # see `schedules.Scheduled`
 
 
 def graph_steps(isa: Isa) -> list[tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]]:
@@ -118,7 +119,8 @@ def lower(
         executable = relax.build(
             scheduled.module, target, relax_pipeline=tvm.transform.Sequential(machine_steps()), exec_mode="bytecode"
         )
-    return Lowered(executable, parts.stored, parts.inputs, parts.prepares, scheduled.fallbacks, [*steps, *layers])
+    rows = [*steps, *layers]
+    return Lowered(executable, parts.stored, parts.inputs, parts.prepares, scheduled.fallbacks, rows, scheduled.kernels)
 
 
 def config(isa: Isa) -> dict:

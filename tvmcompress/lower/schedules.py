@@ -11,7 +11,7 @@ from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.tirx import PrimFunc
 
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import FAMILY, depthwise, generic, lookup, tile, winograd
+from tvmcompress.kernels import FAMILY, MACS, depthwise, generic, lookup, tile, winograd
 from tvmcompress.kernels.choices import KEY, Choices, Choose
 
 FAMILIES: dict[str, Callable[[Schedule, Isa, Choose], None]] = {
@@ -24,10 +24,15 @@ FAMILIES: dict[str, Callable[[Schedule, Isa, Choose], None]] = {
 
 @dataclass
 class Scheduled:
-    """The module with schedules applied; `fallbacks` names the programs left without one, and why."""
+    """The module with schedules applied; `fallbacks` names the programs left without one, and why.
+
+    `kernels` has a row for each program that multiplies: name, family, macs of one call, and arithmetic, which is that
+    of the instructions: float32, bfloat16 or int8.
+    """
 
     module: tvm.IRModule
     fallbacks: dict[str, str] = field(default_factory=dict)
+    kernels: list[dict] = field(default_factory=list)
 
 
 def anchor_of(sch: Schedule) -> tuple[str, str]:
@@ -39,13 +44,28 @@ def anchor_of(sch: Schedule) -> tuple[str, str]:
     return "", ""
 
 
+def work(name: str, func: PrimFunc, isa: Isa) -> list[dict]:
+    """The row of a program that multiplies, none of others."""
+    sch = Schedule(func)
+    for block in generic.blocks_of(sch):
+        node = sch.get(block)
+        if MACS in node.annotations:
+            bf16 = isa.bf16 is not None and str(node.annotations.get("dot", "")) == isa.bf16.intrinsic
+            integer = str(node.writes[0].source.ty.dtype).startswith("int")
+            arithmetic = "int8" if integer else "bfloat16" if bf16 else "float32"
+            macs, family = int(node.annotations[MACS]), str(node.annotations[FAMILY])
+            return [{"name": name, "family": family, "macs": macs, "arithmetic": arithmetic}]
+    return []
+
+
 def schedule(mod: tvm.IRModule, isa: Isa, choices: Choices) -> Scheduled:
     """Every tensor program with a schedule; those without an anchor take their decisions under their own name."""
-    functions, fallbacks = {}, {}
+    functions, fallbacks, kernels = {}, {}, list[dict]()
     for var, func in mod.functions_items():
         if not isinstance(func, PrimFunc) or (func.attrs and "tirx.is_scheduled" in func.attrs):
             functions[var] = func
             continue
+        kernels += work(var.name_hint, func, isa)
         try:
             functions[var] = apply(func, isa, choices, var.name_hint)
         except Exception as error:  # TVM's schedule errors have no class of their own
@@ -55,7 +75,7 @@ def schedule(mod: tvm.IRModule, isa: Isa, choices: Choices) -> Scheduled:
             except Exception as second:
                 functions[var] = func
                 fallbacks[var.name_hint] = f"no schedule: {reason(second)}"
-    return Scheduled(tvm.IRModule(functions, attrs=mod.attrs), fallbacks)
+    return Scheduled(tvm.IRModule(functions, attrs=mod.attrs), fallbacks, kernels)
 
 
 def apply(func: PrimFunc, isa: Isa, choices: Choices, name: str) -> PrimFunc:
