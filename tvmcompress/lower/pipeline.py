@@ -20,6 +20,7 @@ from tvmcompress.lower.bfloat16 import share_bits
 from tvmcompress.lower.channels_last import channels_last
 from tvmcompress.lower.decompose import decompose
 from tvmcompress.lower.integer import integer
+from tvmcompress.lower.memory import Memory, arena, trusted
 from tvmcompress.lower.recurrent import roll
 from tvmcompress.lower.schedules import schedule
 from tvmcompress.lower.weights import split
@@ -29,8 +30,8 @@ from tvmcompress.lower.weights import split
 class Lowered:
     """A built executable and what belongs to it.
 
-    `main(inputs…, weights…)` returns a tuple; the weights are `stored`, or what `prepare(stored…)` returns when
-    `prepares`. `fallbacks` names the tensor programs that got no schedule of a family or none at all.
+    `main(inputs…, rest…)` returns a tuple; the rest is `stored`, or what `prepare(stored…)` returns when `prepares`.
+    `fallbacks` names the tensor programs that got no schedule of a family or none at all.
     """
 
     executable: relax.VMExecutable
@@ -39,6 +40,7 @@ class Lowered:
     prepares: bool
     fallbacks: dict[str, str]
     layers: list[dict]
+    memory: Memory = Memory()
 
 
 def graph_steps(isa: Isa) -> list[tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]]:
@@ -64,13 +66,19 @@ def tensor_steps(target: tvm.target.Target) -> list[tvm.ir.transform.Pass]:
     ]
 
 
-def machine_steps() -> list[tvm.ir.transform.Pass]:
-    """TVM's own: from tensor programs and calls to virtual-machine code with a static memory plan."""
+def call_steps() -> list[tvm.ir.transform.Pass]:
+    """TVM's own: from operators to calls of tensor programs that write into tensors allocated before."""
     return [
         relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
+    ]
+
+
+def machine_steps() -> list[tvm.ir.transform.Pass]:
+    """TVM's own: to virtual-machine code, with a plan for the memory that is still allocated with each call."""
+    return [
         relax.transform.StaticPlanBlockMemory(),
         relax.transform.LowerAllocTensor(),
         relax.transform.KillAfterLastUse(),
@@ -108,10 +116,17 @@ def lower(
         watch("fuse", mod)
         scheduled = schedule(mod, isa)
         watch("schedule", scheduled.module)
-        executable = relax.build(
-            scheduled.module, target, relax_pipeline=tvm.transform.Sequential(machine_steps()), exec_mode="bytecode"
-        )
-    return Lowered(executable, parts.stored, parts.inputs, parts.prepares, scheduled.fallbacks, [*steps, *layers])
+        mod = tvm.transform.Sequential(call_steps())(scheduled.module)
+        # After the schedules: whether a kernel may write over an operand depends on them.
+        mod, memory = arena(mod, parts.inputs)
+        watch("arena", mod)
+        mod = tvm.transform.Sequential(machine_steps())(mod)
+        mod = trusted(mod, parts.inputs)
+        executable = relax.build(mod, target, relax_pipeline=tvm.transform.Sequential([]), exec_mode="bytecode")
+    prepares = any(var.name_hint == "prepare" for var in mod.get_global_vars())
+    return Lowered(
+        executable, parts.stored, parts.inputs, prepares, scheduled.fallbacks, [*steps, *layers], memory
+    )
 
 
 def config(isa: Isa) -> dict:
