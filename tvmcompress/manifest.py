@@ -13,8 +13,9 @@ What `compile` hands in (`REQUIRED`):
     layers    [{"name", "kind", "macs", "bytes", "integer", …}], whatever is known of each
     entry     {"prepare": bool}: whether the library has a function `prepare(stored weights …) -> weights`
 
-and what it may add: `tolerance` {"relative", "absolute", "quanta"} for the golden outputs. The package adds `schema`,
-`versions`, `weights` and `golden` (where each array lies), and `members` (size and SHA-256 of each).
+and what it may add: `tolerance` {"relative", "absolute", "quanta"} for the golden outputs, and `memory`, the bytes that
+a deployment takes when it is loaded: {"weights": as kernels read them, "arena": for what lies between the kernels}. The
+package adds `schema`, `versions`, `weights` and `golden` (where each array lies), and `members` (size and SHA-256 of each).
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ FIELDS: dict[str, dict[str, type | tuple]] = {
     "entry": {"prepare": bool},
     "tolerance": {"relative": (int, float), "absolute": (int, float), "quanta": int},
     "golden": {"inputs": list, "outputs": list},
+    "memory": {"weights": int, "arena": int},
 }
 LISTS: dict[str, dict[str, type | tuple]] = {
     "inputs": {"name": str, "shape": list, "dtype": str},

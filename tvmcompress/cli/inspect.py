@@ -78,6 +78,8 @@ def _package(value: dict) -> Table:
     if macs := value.get("macs"):
         share = f"{macs['integer'] / macs['total']:.1%}" if macs["total"] else "-"
         rows += [("multiply-adds", f"{macs['total']:,}, {share} in integers")]
+    if memory := value.get("memory"):
+        rows += [("memory of weights", bytes_text(memory["weights"])), ("between layers", bytes_text(memory["arena"]))]
     rows += [("needs", " ".join(needs["features"]) or "nothing special")]
     rows += [("versions", ", ".join(f"{name} {version}" for name, version in value["versions"].items()))]
     return _pairs(rows)

@@ -233,7 +233,7 @@ def prepare(old: relax.Function | None, weights: list[relax.Var], views: dict[re
     else:
         params, blocks, attrs = list(old.params), list(old.body.blocks), old.attrs
         result = next((b.value for block in blocks for b in block.bindings if b.var.same_as(old.body.body)), None)
-        fields = list((result or old.body.body).fields)
+        fields = list((old.body.body if result is None else result).fields)
     steps: list[relax.Binding] = []
     places: dict[Storage, relax.Var] = {}
 

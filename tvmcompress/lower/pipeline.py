@@ -40,7 +40,7 @@ class Lowered:
     prepares: bool
     fallbacks: dict[str, str]
     layers: list[dict]
-    memory: Memory = Memory()
+    memory: Memory | None = None
 
 
 def graph_steps(isa: Isa) -> list[tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]]:
