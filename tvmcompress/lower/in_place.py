@@ -81,15 +81,14 @@ class Store:
         if any(getattr(call.op, "name", "") in ADDRESSES for call in calls):
             return False
         loads = [load for load in nodes(self.statement.value, TensorLoad) if load.source.same_as(read)]
-        same = tvm_ffi.structural_equal
-        if not all(same(list(load.indices), list(self.statement.indices)) for load in loads):
+        here = list(self.statement.indices)
+        if not loads or not all(tvm_ffi.structural_equal(list(load.indices), here) for load in loads):
             return False
         blocks = [realize.block for realize in nodes(func.body, SBlockRealize)]
         noted = [region.source for block in blocks for region in [*block.reads, *block.writes]]
         mentions = nodes(func.body, Var)
-        return count(mentions, read) == count(noted, read) + len(loads) > 0 and (
-            count(mentions, written) == count(noted, written) + 1
-        )
+        others = count(mentions, read) - count(noted, read) - len(loads)
+        return others == 0 and count(mentions, written) == count(noted, written) + 1
 
 
 def stores(func: PrimFunc, written: Var) -> list[Store]:
