@@ -14,8 +14,8 @@ What `compile` hands in (`REQUIRED`):
     entry     {"prepare": bool}: whether the library has a function `prepare(stored weights …) -> weights`
 
 and what it may add: `tolerance` {"relative", "absolute", "quanta"} for the golden outputs, and `memory`, the bytes that
-a deployment takes when it is loaded: {"weights": as kernels read them, "arena": for what lies between the kernels}. The
-package adds `schema`, `versions`, `weights` and `golden` (where each array lies), and `members` (size and SHA-256 of each).
+a deployment holds: {"weights": as kernels read them, "arena": for what is computed in between}. The package adds
+`schema`, `versions`, `weights` and `golden` (where each array lies), and `members` (size and SHA-256 of each).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from tests.lower.tools import build
 from tvmcompress import linking, runtime
 from tvmcompress.ir import evaluate, graph
 from tvmcompress.lower.memory import Buffer, arena, assign
-from tvmcompress.lower.pipeline import machine
+from tvmcompress.lower.pipeline import machine, machine_steps
 from tvmcompress.target import Target
 
 
@@ -185,6 +185,54 @@ def test_what_branches_read_stays() -> None:
     assert memory.arena == 16 and memory.weights == 0
     assert [p.name for p in mod["main"].params] == ["x", "c", "buffer_0"]
     assert mod["main"].script().count("alloc_tensor") == 2
+
+
+@I.ir_module
+class Tuples:
+    @T.prim_func(private=True, s_tir=True)
+    def double(x: T.Buffer((4,), "float32"), out: T.Buffer((4,), "float32")):
+        for i in range(4):
+            with T.sblock("double"):
+                v = T.axis.spatial(4, i)
+                out[v] = x[v] * T.float32(2)
+
+    @R.function
+    def main(x: R.Tensor((4,), "float32")):
+        R.func_attr({"relax.force_pure": True})
+        cls = Tuples
+        a = R.builtin.alloc_tensor(R.shape([4]), R.dtype("float32"), 0, R.str("global"))
+        cls.double(x, a)
+        b = R.builtin.alloc_tensor(R.shape([4]), R.dtype("float32"), 0, R.str("global"))
+        cls.double(a, b)
+        whole = (b, x)
+        again = whole
+        nested = ((a, x), b)
+        inner = nested[0]
+        c = R.builtin.alloc_tensor(R.shape([4]), R.dtype("float32"), 0, R.str("global"))
+        d = R.builtin.alloc_tensor(R.shape([4]), R.dtype("float32"), 0, R.str("global"))
+        apart = (c, d)
+        first = whole[0]
+        cls.double(first, c)
+        second = apart[0]
+        cls.double(second, d)
+        third = apart[1]
+        e = R.builtin.alloc_tensor(R.shape([4]), R.dtype("float32"), 0, R.str("global"))
+        cls.double(third, e)
+        return (again, inner, e)
+
+
+def test_tuples() -> None:
+    """`a` and `b` are in tuples that are returned, by another name or inside another; `c` and `d` only pass through."""
+    mod, memory = arena(Tuples, inputs=1)
+    assert memory.arena == 16  # `d` is written over `c`
+    assert mod["main"].script().count("alloc_tensor") == 3
+    lowered = tvm.transform.Sequential(machine_steps())(mod)
+    built = relax.build(lowered, tvm.target.Target({"kind": "llvm"}), relax_pipeline=tvm.transform.Sequential([]))
+    vm = relax.VirtualMachine(built, tvm.cpu())
+    x = np.arange(4, dtype=np.float32)
+    (b, x_again), (a, _), e = vm["main"](tvm.runtime.tensor(x), *vm["prepare"]())
+    for got, wanted in ((b, 4 * x), (x_again, x), (a, 2 * x), (e, 32 * x)):
+        np.testing.assert_array_equal(got.numpy(), wanted)
 
 
 # Deployed -----------------------------------------------------------------------------------------------------------

@@ -83,10 +83,10 @@ class Reading:
         value, op, names = step.value, graph.op_name(step.value), self.names
         if op == "relax.builtin.alloc_tensor" and graph.has_static_shape(step.var):
             names[step.var] = Buffer(nbytes(step.var))
-        elif isinstance(value, relax.Tuple):
+        elif isinstance(value, relax.Tuple) and not any(isinstance(f, relax.Tuple) for f in value.fields):
             self.fields[step.var] = list(value.fields)
-        elif (field := self.taken(value)) is not None:
-            self._alias(step.var, field)
+        elif (part := self.taken(value)) is not None:
+            self._alias(step.var, part)
         elif isinstance(step, relax.VarBinding) and isinstance(value, relax.Var):
             self._alias(step.var, value)
         elif op == "relax.reshape" and graph.has_static_shape(step.var) and value.args[0] in names:
@@ -116,8 +116,10 @@ class Reading:
     def _stay(self, expr: relax.Expr) -> None:
         """Whatever `expr` refers to is out of our sight from here on."""
         for var in relax.analysis.free_vars(expr):
-            for field in self.fields.pop(var, []):
-                self._stay(field)
+            if (apart := self.fields.get(var)) is not None:
+                self.fields = {name: fields for name, fields in self.fields.items() if fields is not apart}
+                for part in apart:
+                    self._stay(part)
             if gone := self.names.get(var):
                 self.names = {name: buffer for name, buffer in self.names.items() if buffer is not gone}
 
@@ -145,9 +147,10 @@ def arena(mod: tvm.IRModule, inputs: int) -> tuple[tvm.IRModule, Memory]:
         if read.kernel(value) is not None:
             form = forms.get(step.var)
             arguments = [view(a) for a in (value.args[:-1] if form else value.args)]
-            return relax.VarBinding(step.var, relax.Call(form or value.op, arguments, value.attrs, value.ty_args))
-        field = read.taken(value)
-        return step if field is None else relax.VarBinding(step.var, field)
+            call = relax.Call(form or value.op, arguments, value.attrs, value.ty_args, ret_ty=value.ty)
+            return relax.VarBinding(step.var, call)
+        part = read.taken(value)
+        return step if part is None else relax.VarBinding(step.var, part)
 
     blocks = [
         relax.BindingBlock(
@@ -162,7 +165,7 @@ def arena(mod: tvm.IRModule, inputs: int) -> tuple[tvm.IRModule, Memory]:
     ready = prepare(mod[old] if old else None, weights, {var: key[0] for key, var in views.items()})
     builder.update_func(old, ready) if old else builder.add_func(ready, "prepare")
     memory = Memory(sum(map(nbytes, weights)), sum(storage.nbytes for storage in storages))
-    return builder.finalize(), memory
+    return relax.transform.Normalize()(builder.finalize()), memory
 
 
 class Forms(dict[relax.Var, GlobalVar]):
@@ -186,8 +189,10 @@ def overwrite(read: Reading, builder: relax.BlockBuilder) -> Forms:
     forms = Forms(builder)
     for at, step in enumerate(read.steps):
         func = read.kernel(step.value)
-        touched = [read.names.get(a) for a in step.value.args] if func is not None else []
-        if not touched or touched[-1] is None or touched[-1].first != at or len(touched) != len(func.params):
+        if func is None or len(func.params) != len(step.value.args):
+            continue
+        touched = [read.names.get(argument) for argument in step.value.args]
+        if touched[-1] is None or touched[-1].first != at:
             continue
         for operand, buffer in enumerate(touched[:-1]):
             if buffer is None or buffer.last != at or touched.count(buffer) > 1:
@@ -201,7 +206,8 @@ def overwrite(read: Reading, builder: relax.BlockBuilder) -> Forms:
 
 def assign(buffers: list[Buffer]) -> list[Storage]:
     """Give every buffer its storage."""
-    first, last = {}, {}
+    first: dict[Buffer, int] = {}
+    last: dict[Buffer, int] = {}
     for buffer in buffers:
         root = root_of(buffer)
         first[root] = min(first.get(root, buffer.first), buffer.first)
@@ -249,7 +255,7 @@ def prepare(old: relax.Function | None, weights: list[relax.Var], views: dict[re
         shape = relax.ShapeExpr(graph.shape(var))
         tensor = relax.op.memory.alloc_tensor(places[storage], 0, shape, graph.dtype(var))
         fields.append(bind(tensor, var.ty))
-    result = bind(relax.Tuple(fields), relax.TupleType([field.ty for field in fields]))
+    result = bind(relax.Tuple(fields), relax.TupleType([f.ty for f in fields]))
     body = relax.SeqExpr([*blocks, relax.BindingBlock(steps)], result)
     return relax.Function(params, body, result.ty, False, attrs).with_attr("global_symbol", "prepare")
 

@@ -124,9 +124,7 @@ def lower(
         mod = trusted(mod, parts.inputs)
         executable = relax.build(mod, target, relax_pipeline=tvm.transform.Sequential([]), exec_mode="bytecode")
     prepares = any(var.name_hint == "prepare" for var in mod.get_global_vars())
-    return Lowered(
-        executable, parts.stored, parts.inputs, prepares, scheduled.fallbacks, [*steps, *layers], memory
-    )
+    return Lowered(executable, parts.stored, parts.inputs, prepares, scheduled.fallbacks, [*steps, *layers], memory)
 
 
 def config(isa: Isa) -> dict:
