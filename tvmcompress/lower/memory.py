@@ -19,6 +19,7 @@ import math
 from dataclasses import dataclass, field
 
 import tvm
+import tvm_ffi
 from tvm import relax
 from tvm.ir import GlobalVar
 from tvm.tirx import PrimFunc
@@ -165,7 +166,16 @@ def arena(mod: tvm.IRModule, inputs: int) -> tuple[tvm.IRModule, Memory]:
     ready = prepare(mod[old] if old else None, weights, {var: key[0] for key, var in views.items()})
     builder.update_func(old, ready) if old else builder.add_func(ready, "prepare")
     memory = Memory(sum(map(nbytes, weights)), sum(storage.nbytes for storage in storages))
-    return relax.transform.Normalize()(builder.finalize()), memory
+    return relax.transform.Normalize()(called(builder.finalize())), memory
+
+
+def called(mod: tvm.IRModule) -> tvm.IRModule:
+    """Without tensor programs that no function names."""
+    named: set[GlobalVar] = set()
+    for func in mod.functions.values():
+        tvm_ffi.structural_walk(func, [(GlobalVar, named.add)])
+    functions = {var: func for var, func in mod.functions_items() if var in named or not isinstance(func, PrimFunc)}
+    return tvm.IRModule(functions, attrs=mod.attrs)
 
 
 class Forms(dict[relax.Var, GlobalVar]):
