@@ -259,7 +259,7 @@ def prepare(old: relax.Function | None, weights: list[relax.Var], views: dict[re
 
     for var, storage in views.items():
         if storage not in places:
-            size = relax.ShapeExpr([-(-storage.nbytes // ALIGNMENT) * ALIGNMENT])
+            size = relax.ShapeExpr([max(-(-storage.nbytes // ALIGNMENT), 1) * ALIGNMENT])
             new = relax.op.memory.alloc_storage(size, 0, "global", "uint8")
             places[storage] = bind(new, relax.ObjectType())
         shape = relax.ShapeExpr(graph.shape(var))
@@ -271,8 +271,8 @@ def prepare(old: relax.Function | None, weights: list[relax.Var], views: dict[re
 
 
 def nbytes(tensor: relax.Expr) -> int:
-    bits = tvm.DataType(graph.dtype(tensor)).bits * math.prod(graph.shape(tensor))
-    return -(-bits // 8)
+    """Elements of less than a byte take one."""
+    return math.prod(graph.shape(tensor)) * -(-tvm.DataType(graph.dtype(tensor)).bits // 8)
 
 
 CHECKS = {"vm.builtin.check_tensor_info", "vm.builtin.match_shape"}
