@@ -19,9 +19,11 @@ import tvmcompress as tc
 from tests import networks
 from tests.lower.tools import build
 from tvmcompress import linking, runtime
+from tvmcompress.cli import main
 from tvmcompress.ir import evaluate, graph
 from tvmcompress.lower.memory import Buffer, arena, assign
 from tvmcompress.lower.pipeline import machine, machine_steps
+from tvmcompress.report import figures
 from tvmcompress.target import Target
 
 
@@ -257,6 +259,15 @@ def test_the_manifest_says_what_is_taken(package) -> None:
     memory = package.manifest["memory"]
     assert memory["arena"] == 8192  # two tensors of 8x8x16 floats, of which the sum is written over one
     assert memory["weights"] == sum(w.nbytes for w in package.weights())
+
+
+def test_inspect_and_reports_say_it(package, capsys) -> None:
+    assert main(["inspect", str(package.path)]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"memory of weights +23\.4 kB", shown) and re.search(r"between layers +8\.19 kB", shown)
+    report = tc.deploy(package).measure(sample(0)["input"], repeats=1, cold_starts=1, budget_s=1)
+    assert report.memory["plan"] == package.manifest["memory"]
+    assert ("of it between layers", "8.19 kB", "") in dict(figures(report))["Memory"]
 
 
 def resident() -> int:
