@@ -7,7 +7,7 @@ import pytest
 
 import tvmcompress as tc
 from tests.small_net import small_int8_model
-from tvmcompress import runtime
+from tvmcompress import remote, runtime
 from tvmcompress.errors import UsageError
 from tvmcompress.measurement import profile, stamps
 from tvmcompress.measurement.peak import Bandwidth, Peak, build
@@ -82,7 +82,8 @@ def test_a_package_is_profiled(package):
 
 def test_gpu_code_is_refused(package, monkeypatch):
     monkeypatch.setitem(package.manifest, "needs", {**package.manifest["needs"], "gpu": "sm_80"})
-    monkeypatch.setattr(runtime, "open_package", lambda *_: SimpleNamespace(threads=1))
+    monkeypatch.setattr(remote, "open_package", lambda *_: SimpleNamespace(threads=1))
+    monkeypatch.setattr(tc.Package, "pick", lambda package, *_: package)  # as on a machine with a GPU
     with pytest.raises(UsageError, match="GPU"):
         tc.deploy(package).profile()
 

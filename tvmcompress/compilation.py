@@ -170,4 +170,5 @@ def manifest(model: Model, module: tvm.IRModule, target: Target, lowered: Lowere
         "macs": {"total": total, "integer": integer},
         "fallbacks": [{"program": name, "reason": why} for name, why in sorted(lowered.fallbacks.items())],
         "entry": {"prepare": lowered.prepares},
+        **({"memory": vars(lowered.memory)} if lowered.memory else {}),
     }

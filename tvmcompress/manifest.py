@@ -19,6 +19,7 @@ and what it may add:
     kernels    [{"name", "family", "macs", "arithmetic"}] of the library's functions that multiply: the multiply-
                accumulates of one call, and of which instructions: "float32", "bfloat16" or "int8"
     macs       {"total", "integer"} of the model
+    memory     the bytes that a deployment holds: {"weights": as kernels read them, "arena": for what is in between}
     fallbacks  [{"program", "reason"}]: functions of the library that have no schedule of their family
     builds     of a package with several libraries: for each, the most demanding first, its `target` and whatever else
                the package itself does not say so. `entry` then has also "library", the member, and "weights", the
@@ -64,6 +65,7 @@ FIELDS: dict[str, dict[str, type | tuple]] = {
     "entry": {"prepare": bool},
     "tolerance": {"relative": (int, float), "absolute": (int, float), "quanta": int},
     "golden": {"inputs": list, "outputs": list},
+    "memory": {"weights": int, "arena": int},
 }
 OF_A_BUILD: dict[str, type | tuple] = {"library": str, "weights": list}  # in `entry`, where there are several
 SHARED = {"name", "inputs", "outputs", "source", "schema", "builds", *WRITTEN}  # what no build has of its own

@@ -419,8 +419,11 @@ def movement(rng: Rng) -> Case:
     if kind == "pad":
         width = [int(v) for v in rng.integers(0, 4, 2 * len(shape))]
         pairs = list(zip(width[::2], width[1::2]))
-        return Case(f"pad {shape} {width}", [x], lambda rw, data: rw.emit(relax.op.nn.pad(data, width, 3)),
-                    np.pad(x, pairs, constant_values=3))  # fmt: skip
+
+        def pad(rw, data):
+            return rw.emit(relax.op.nn.pad(data, width, "constant", 3.0))
+
+        return Case(f"pad {shape} {width}", [x], pad, np.pad(x, pairs, constant_values=3))
     if kind == "slice":
         begin = int(rng.integers(0, shape[axis]))
         end, step = int(rng.integers(begin + 1, shape[axis] + 1)), pick(rng, 1, 2, 3)

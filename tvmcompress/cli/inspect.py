@@ -79,6 +79,8 @@ def _package(value: dict, builds: tuple[Package, ...]) -> Table:
     if macs := value.get("macs"):
         share = f"{macs['integer'] / macs['total']:.1%}" if macs["total"] else "-"
         rows += [("multiply-adds", f"{macs['total']:,}, {share} in integers")]
+    if memory := value.get("memory"):
+        rows += [("memory of weights", bytes_text(memory["weights"])), ("between layers", bytes_text(memory["arena"]))]
     rows += [("needs", " ".join(needs["features"]) or "nothing special")]
     if len(builds) > 1:
         rows += [("build", _build(build, needs["features"])) for build in builds]

@@ -21,8 +21,9 @@ from tvmcompress.lower.bfloat16 import share_bits
 from tvmcompress.lower.channels_last import channels_last
 from tvmcompress.lower.decompose import decompose
 from tvmcompress.lower.integer import integer
+from tvmcompress.lower.memory import Memory, arena, trusted
 from tvmcompress.lower.recurrent import roll
-from tvmcompress.lower.schedules import schedule
+from tvmcompress.lower.schedules import kernels, schedule
 from tvmcompress.lower.weights import split
 
 
@@ -30,8 +31,8 @@ from tvmcompress.lower.weights import split
 class Lowered:
     """A built executable and what belongs to it.
 
-    `main(inputs…, weights…)` returns a tuple; the weights are `stored`, or what `prepare(stored…)` returns when
-    `prepares`. `fallbacks` names the tensor programs that got no schedule of a family or none at all.
+    `main(inputs…, rest…)` returns a tuple; the rest is `stored`, or what `prepare(stored…)` returns when `prepares`.
+    `fallbacks` names the tensor programs that got no schedule of a family or none at all.
     """
 
     executable: relax.VMExecutable
@@ -40,7 +41,8 @@ class Lowered:
     prepares: bool
     fallbacks: dict[str, str]
     layers: list[dict]
-    kernels: list[dict]  # see `schedules.Scheduled`
+    kernels: list[dict]  # see `schedules.kernels`
+    memory: Memory | None = None
 
 
 def graph_steps(isa: Isa) -> list[tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]]:
@@ -66,13 +68,19 @@ def tensor_steps(target: tvm.target.Target) -> list[tvm.ir.transform.Pass]:
     ]
 
 
-def machine_steps() -> list[tvm.ir.transform.Pass]:
-    """TVM's own: from tensor programs and calls to virtual-machine code with a static memory plan."""
+def call_steps() -> list[tvm.ir.transform.Pass]:
+    """TVM's own: from operators to calls of tensor programs that write into tensors allocated before."""
     return [
         relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
+    ]
+
+
+def machine_steps() -> list[tvm.ir.transform.Pass]:
+    """TVM's own: to virtual-machine code, with a plan for the memory that is still allocated with each call."""
+    return [
         relax.transform.StaticPlanBlockMemory(),
         relax.transform.LowerAllocTensor(),
         relax.transform.KillAfterLastUse(),
@@ -116,11 +124,23 @@ def lower(
         watch("fuse", mod)
         scheduled = schedule(mod, isa, choices)
         watch("schedule", scheduled.module)
-        executable = relax.build(
-            scheduled.module, target, relax_pipeline=tvm.transform.Sequential(machine_steps()), exec_mode="bytecode"
-        )
-    rows = [*steps, *layers]
-    return Lowered(executable, parts.stored, parts.inputs, parts.prepares, scheduled.fallbacks, rows, scheduled.kernels)
+        mod = tvm.transform.Sequential(call_steps())(scheduled.module)
+        # After the schedules: whether a kernel may write over an operand depends on them.
+        mod, memory = arena(mod, parts.inputs)
+        watch("arena", mod)
+        mod = tvm.transform.Sequential(machine_steps())(mod)
+        mod = trusted(mod, parts.inputs)
+        executable = relax.build(mod, target, relax_pipeline=tvm.transform.Sequential([]), exec_mode="bytecode")
+    return Lowered(
+        executable,
+        stored=parts.stored,
+        inputs=parts.inputs,
+        prepares=any(var.name_hint == "prepare" for var in mod.get_global_vars()),
+        fallbacks=scheduled.fallbacks,
+        layers=[*steps, *layers],
+        kernels=kernels(mod),
+        memory=memory,
+    )
 
 
 def config(isa: Isa) -> dict:

@@ -14,6 +14,7 @@ from tvmcompress.isa import Isa
 from tvmcompress.kernels import FAMILY, MACS, depthwise, generic, lookup, tile, winograd
 from tvmcompress.kernels.choices import KEY, Choices, Choose
 
+WORK = "tvmcompress.work"  # an attribute of functions: family, multiply-accumulates, arithmetic
 FAMILIES: dict[str, Callable[[Schedule, Isa, Choose], None]] = {
     "tile": tile.schedule,
     "depthwise": depthwise.schedule,
@@ -24,15 +25,10 @@ FAMILIES: dict[str, Callable[[Schedule, Isa, Choose], None]] = {
 
 @dataclass
 class Scheduled:
-    """The module with schedules applied; `fallbacks` names the programs left without one, and why.
-
-    `kernels` has a row for each program that multiplies: name, family, macs of one call, and arithmetic, which is that
-    of the instructions: float32, bfloat16 or int8.
-    """
+    """The module with schedules applied; `fallbacks` names the programs left without one, and why."""
 
     module: tvm.IRModule
     fallbacks: dict[str, str] = field(default_factory=dict)
-    kernels: list[dict] = field(default_factory=list)
 
 
 def anchor_of(sch: Schedule) -> tuple[str, str]:
@@ -44,8 +40,8 @@ def anchor_of(sch: Schedule) -> tuple[str, str]:
     return "", ""
 
 
-def work(name: str, func: PrimFunc, isa: Isa) -> list[dict]:
-    """The row of a program that multiplies, none of others."""
+def work(func: PrimFunc, isa: Isa) -> list | None:
+    """Family, MACs and arithmetic of a program that multiplies."""
     sch = Schedule(func)
     for block in generic.blocks_of(sch):
         node = sch.get(block)
@@ -53,19 +49,32 @@ def work(name: str, func: PrimFunc, isa: Isa) -> list[dict]:
             bf16 = isa.bf16 is not None and str(node.annotations.get("dot", "")) == isa.bf16.intrinsic
             integer = str(node.writes[0].source.ty.dtype).startswith("int")
             arithmetic = "int8" if integer else "bfloat16" if bf16 else "float32"
-            macs, family = int(node.annotations[MACS]), str(node.annotations[FAMILY])
-            return [{"name": name, "family": family, "macs": macs, "arithmetic": arithmetic}]
-    return []
+            return [str(node.annotations[FAMILY]), int(node.annotations[MACS]), arithmetic]
+    return None
+
+
+def kernels(mod: tvm.IRModule) -> list[dict]:
+    """A row for each scheduled program that multiplies: name, family, macs of one call, and arithmetic.
+
+    That is what its instructions are for: float32, bfloat16 or int8.
+    """
+    rows = []
+    for var, func in mod.functions_items():
+        if isinstance(func, PrimFunc) and func.attrs and WORK in func.attrs:
+            family, macs, arithmetic = func.attrs[WORK]
+            rows.append(
+                {"name": var.name_hint, "family": str(family), "macs": int(macs), "arithmetic": str(arithmetic)}
+            )
+    return rows
 
 
 def schedule(mod: tvm.IRModule, isa: Isa, choices: Choices) -> Scheduled:
     """Every tensor program with a schedule; those without an anchor take their decisions under their own name."""
-    functions, fallbacks, kernels = {}, {}, list[dict]()
+    functions, fallbacks = {}, {}
     for var, func in mod.functions_items():
         if not isinstance(func, PrimFunc) or (func.attrs and "tirx.is_scheduled" in func.attrs):
             functions[var] = func
             continue
-        kernels += work(var.name_hint, func, isa)
         try:
             functions[var] = apply(func, isa, choices, var.name_hint)
         except Exception as error:  # TVM's schedule errors have no class of their own
@@ -75,7 +84,9 @@ def schedule(mod: tvm.IRModule, isa: Isa, choices: Choices) -> Scheduled:
             except Exception as second:
                 functions[var] = func
                 fallbacks[var.name_hint] = f"no schedule: {reason(second)}"
-    return Scheduled(tvm.IRModule(functions, attrs=mod.attrs), fallbacks, kernels)
+        if multiplies := work(func, isa):
+            functions[var] = functions[var].with_attr(WORK, multiplies)
+    return Scheduled(tvm.IRModule(functions, attrs=mod.attrs), fallbacks)
 
 
 def apply(func: PrimFunc, isa: Isa, choices: Choices, name: str) -> PrimFunc:
