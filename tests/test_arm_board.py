@@ -82,6 +82,15 @@ def test_a_package_for_a_better_board_is_refused_by_name(arm_board: ArmBoard, tm
     assert "asimddp" in done.stderr
 
 
+def test_the_board_takes_the_build_that_fits(arm_board: ArmBoard, tmp_path: Path):  # noqa: F811
+    cross_compile("aarch64-any", tmp_path)
+    tc.compile(small_int8_model()[0], "aarch64-any").save(tmp_path / "any.tar")
+    for board, builds in (("", ["generic-aarch64-dotprod", "generic-aarch64"]), ("cortex-a53", ["generic-aarch64"])):
+        done = arm_board.with_cpu(board).python(["-m", "tvmcompress", "verify", tmp_path / "any.tar"])
+        ran = [line.split(" (")[0] for line in done.stdout.splitlines() if line.startswith("good output")]
+        assert ran == [f"good output 'y' of {build}" for build in builds]
+
+
 def test_over_rpc(arm_board: ArmBoard, tmp_path: Path):  # noqa: F811
     path = cross_compile("rpi4", tmp_path)
     with arm_board.server() as address, Device.open(address, timeout=30) as device:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tests import standin
-from tvmcompress import archive, manifest
-from tvmcompress.errors import PackageError, TvmcompressError
+from tvmcompress import archive, cpu, manifest
+from tvmcompress.deployment import deploy
+from tvmcompress.errors import PackageError, TvmcompressError, UsageError
 from tvmcompress.package import Limits, Package
 
 
@@ -251,6 +252,9 @@ def test_not_there(tmp_path):
         (lambda m: m.update(inputs="x"), "'inputs' is of the wrong kind"),
         (lambda m: m["inputs"][0].update(shape=["a"]), "not a dimension"),
         (lambda m: m["needs"].update(features=None), "'features' is of the wrong kind"),
+        (lambda m: m["entry"].update(weights=5), "'weights' is of the wrong kind"),
+        (lambda m: m["entry"].update(library=5), "'library' is of the wrong kind"),
+        (lambda m: m.update(kernels=[{"name": "f", "family": "tile", "macs": 1}]), r"kernels\[0\]: 'arithmetic' is"),
         (lambda m: m["weights"][0].update(offset=3), "does not lie where"),
         (lambda m: m["weights"][1].update(offset=1 << 40), "does not lie where"),
         (lambda m: m["weights"][1].update(offset=0), "does not lie where"),
@@ -334,3 +338,125 @@ def test_the_compiler_can_be_imported_after_a_package_has_run(saved):
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "3"
+
+
+# Several builds in one package ------------------------------------------------------------------------------------
+
+
+def several(code, features=(["f1", "f2"], ["f1"], []), **entries) -> Package:
+    """Builds named a, b … with these needs, of the same code; `entries` are what a build's `entry` says otherwise."""
+    names = "abcdef"[: len(features)]
+    rows = []
+    for name, needed in zip(names, features):
+        entry = {"prepare": False, "library": f"library-{name}.so.xz", "weights": [0, 1], **entries.get(name, {})}
+        needs = {"arch": cpu.architecture(), "features": needed, "gpu": None}
+        rows.append(standin.manifest(target={"name": name}, needs=needs, entry=entry))
+    x = np.linspace(-1, 1, 32, dtype=np.float32).reshape(standin.SHAPE)
+    stored = [*standin.weights(), ("fc.other", np.zeros(5, np.float32))]
+    return Package.build(
+        library={f"library-{name}.so.xz": code for name in names},
+        weights=stored,
+        manifest=manifest.one_of_several(rows, {"name": "all"}),
+        golden_inputs={"x": x},
+        golden_outputs={"y": standin.expected(x, stored)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("has", "taken"), [({"f1", "f2", "f3"}, "a"), ({"f1"}, "b"), ({"f1", "f3"}, "b"), ({"f2"}, "c"), (set(), "c")]
+)
+def test_the_first_build_that_can_run_is_taken(code, monkeypatch, has, taken):
+    package = several(code)
+    machine = {"architecture": cpu.architecture(), "features": sorted(has)}
+    assert package.pick(machine).target == taken
+    monkeypatch.setattr(cpu, "features", lambda: frozenset(has))
+    assert package.pick().target == deploy(package).build == taken
+
+
+def test_each_build_is_a_package_on_the_same_file(code):
+    package = several(code, a={"weights": [0, 2]})
+    assert [build.target for build in package.builds] == ["a", "b", "c"] and package.target == "all"
+    assert [build.manifest["needs"]["features"] for build in package.builds] == [["f1", "f2"], ["f1"], []]
+    assert not any(build.weights()[1].any() for build in package.builds[:1])
+    np.testing.assert_array_equal(package.builds[1].weights()[1], standin.weights()[1][1])
+    (only,) = package.builds[0].builds
+    assert only.target == "a" and only.pick(everything(), "a").target == "a"
+    assert package.sizes["library"] == 3 * package.library_bytes
+
+
+def everything() -> dict:
+    return {"architecture": cpu.architecture(), "features": ["f1", "f2", "f3"]}
+
+
+def test_one_manifest_of_several_is_each_again():
+    """Also of what only some builds have to say."""
+    rows = [standin.manifest(target={"name": "a"}, more=1), standin.manifest(target={"name": "b"}, macs={"total": 1})]
+    assert manifest.of_builds(manifest.one_of_several(rows, {"name": "all"})) == rows
+
+
+def test_a_build_can_be_asked_for(code):
+    package = several(code)
+    assert package.pick(everything(), "b").target == "b"
+    assert deploy(package, build="c").build == "c"
+    with pytest.raises(UsageError, match=r"stand-in has no build 'z'; it has a, b, c"):
+        package.pick(build="z")
+    with pytest.raises(PackageError, match=r"is compiled for b; this machine lacks f1\. Compile"):
+        deploy(package, build="b")
+
+
+def test_without_a_build_for_it_the_least_demanding_says_what_is_missing(code):
+    package = several(code, (["warp8", "warp9"], ["warp8"]))
+    for run in (package.verify, package.pick, lambda: deploy(package)):
+        with pytest.raises(PackageError, match=r"is compiled for b; this machine lacks warp8\. Compile it again"):
+            run()
+
+
+def test_verify_runs_every_build_that_can_run(code, monkeypatch):
+    package = several(code, a={"weights": [0, 2]})  # with other weights than the golden outputs were made with
+    monkeypatch.setattr(cpu, "features", lambda: frozenset({"f1"}))
+    verification = package.verify()
+    assert verification.ok and [check.what for check in verification.checks[-2:]] == [
+        "output 'y' of b",
+        "output 'y' of c",
+    ]
+    assert verification.not_run == ("stand-in is compiled for a; this machine lacks f2",)
+    monkeypatch.setattr(cpu, "features", lambda: frozenset({"f1", "f2"}))
+    assert [check.what for check in package.verify().checks if not check.ok] == ["output 'y' of a"]
+
+
+def test_equal_builds_are_equal_bytes(code, tmp_path):
+    several(code).save(tmp_path / "a.tar")
+    several(code).save(tmp_path / "b.tar")
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    assert list(members_of(tmp_path / "a.tar"))[2:-1] == [f"library-{name}.so.xz" for name in "abc"]
+
+
+def test_damage_to_any_library_is_found(code, tmp_path):
+    several(code).save(tmp_path / "p.tar")
+    members = members_of(tmp_path / "p.tar")
+    members["library-b.so.xz"] = members["library-b.so.xz"][:-1] + b"?"
+    with pytest.raises(PackageError, match=r"'library-b\.so\.xz' is damaged"):
+        Package.load(packed(tmp_path / "d.tar", members))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m["builds"][0]["entry"].update(library="library-z.so.xz"), r"missing library-z\.so\.xz"),
+        (lambda m: m["builds"][0]["entry"].update(library="weights.bin"), r"missing|not a library"),
+        (lambda m: m["builds"][0]["entry"].update(weights=[0, 3]), "'a' takes weights that are not there"),
+        (lambda m: m["builds"][0]["entry"].update(weights=[0, -1]), "'a' takes weights that are not there"),
+        (lambda m: m["builds"][0]["entry"].update(weights=["0"]), "'a' takes weights that are not there"),
+        (lambda m: m["builds"][0]["entry"].pop("weights"), "'weights' is missing"),
+        (lambda m: m["builds"][0].update(needs=[]), "'needs' is of the wrong kind"),
+        (lambda m: m["builds"][1].update(members={}), r"builds\[1\]: 'members' is the package's, not a build's"),
+        (lambda m: m["builds"][1].pop("target"), r"builds\[1\]: 'target' is missing"),
+        (lambda m: m["builds"].append(7), r"builds\[3\]: wanted a table"),
+        (lambda m: m.update(builds={}), "'builds' is of the wrong kind"),
+        (lambda m: m.update(builds=[]), "'builds' is empty"),
+    ],
+)
+def test_builds_that_do_not_hold_are_refused(code, tmp_path, change, message):
+    several(code).save(tmp_path / "p.tar")
+    with pytest.raises(PackageError, match=message):
+        Package.load(with_manifest(tmp_path / "p.tar", tmp_path / "m.tar", change))

@@ -123,6 +123,71 @@ def test_target_files(tmp_path: Path, content: str, said: str):
         Target.load(str(path))
 
 
+@pytest.mark.parametrize(
+    ("text", "builds"),
+    [
+        ("x86-64-any", ["x86-64-v4-vnni", "x86-64-v3-vnni", "x86-64-v3", "x86-64-v2"]),
+        ("aarch64-any", ["generic-aarch64-dotprod", "generic-aarch64"]),
+        ("x86-64-v3, x86-64-v4", ["x86-64-v4", "x86-64-v3"]),
+        ("rpi4,aarch64-linux-gnu:cortex-a55+i8mm+bf16", ["aarch64-linux-gnu:cortex-a55+i8mm+bf16", "rpi4"]),
+    ],
+)
+def test_several_builds(text: str, builds: list[str]):
+    """The most demanding first, whatever the order in which they are written."""
+    target = Target.load(text)
+    assert [build.name for build in target.each] == builds
+    assert target.features_needed() == target.builds[-1].features_needed()
+    assert (target.triple, target.cpu) == (target.builds[-1].triple, target.builds[-1].cpu)
+    assert Target.load(json.dumps(target.describe())) == target
+
+
+def test_a_target_without_builds_is_its_own():
+    target = Target.load("rpi4")
+    assert target.each == (target,) and "builds" not in target.describe()
+
+
+def test_builds_as_tables(tmp_path: Path):
+    """What all have in common is written once."""
+    path = tmp_path / "fleet.toml"
+    path.write_text(
+        'triple = "x86_64-linux-gnu"\ncores = 6\ndescription = "Ours"\n'
+        '[[builds]]\nname = "old"\ncpu = "x86-64-v2"\n'
+        '[[builds]]\nname = "new"\ncpu = "x86-64-v3"\ncores = 8\n'
+    )
+    target = Target.load(str(path))
+    assert (target.name, target.description, target.cores) == ("fleet", "Ours", 6)
+    assert [(build.name, build.cpu, build.cores, build.description) for build in target.builds] == [
+        ("new", "x86-64-v3", 8, ""),
+        ("old", "x86-64-v2", 6, ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x86-64-v3,rpi4", "builds are for one architecture, got x86_64 and aarch64"),
+        ("x86-64-v3,cuda-sm80", "'cuda-sm80' cannot be one of several builds"),
+        ("x86-64-v3,x86-64-any", "'x86-64-any' cannot be one of several builds"),
+        ("x86-64-v3,x86-64-v3", "two builds are called 'x86-64-v3'"),
+        ("rpi4,cortex-a72", "'rpi4' and 'cortex-a72' need the same features; the second would never be chosen"),
+        ("x86-64-v3,x86-64-v44", "no target 'x86-64-v44'; did you mean"),
+        ("x86-64-v3,", "no target ''"),
+        ("rpi4,aarch64-linux-gnu:cortex-a55+i8mm,+bf16", "a build's name is letters"),  # this comma is the feature's
+        ('{"builds": ["rpi4", 3]}', "'builds' wants a list of targets"),
+        ('{"builds": ["rpi4", "rpi5"], "cores": 3}', "'cores' is said by the builds themselves"),
+        ('{"triple": "riscv64", "builds": [{"cpu": "x"}]}', "builds[0]: LLVM has no CPU 'x'"),
+        (
+            '{"triple": "riscv64", "builds": [{"name": "a b"}]}',
+            "a build's name is letters, digits and . _ - + :, got 'a b'",
+        ),
+    ],
+)
+def test_builds_that_do_not_fit_together(text: str, said: str):
+    with pytest.raises(TargetError) as caught:
+        Target.load(text)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_native_is_what_this_machine_can_run():
     target = Target.load("native")
     assert target.arch == cpu.architecture()

@@ -62,7 +62,7 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-def deploy(package: Any, device: Any = None, threads: int | None = None) -> Deployment:
+def deploy(package: Any, device: Any = None, threads: int | None = None, *, build: str | None = None) -> Deployment:
     """Load a package where it is to run. See `tvmcompress.deployment.deploy`.
 
     A Model given to `Deployment.measure(reference=…)` is compiled in float for the package's target.
@@ -79,4 +79,4 @@ def deploy(package: Any, device: Any = None, threads: int | None = None) -> Depl
 
         return compile(model if isinstance(model, Model) else load(model), Target.load(json.dumps(target)))
 
-    return deployment.deploy(package, device, threads, compile=compiled)
+    return deployment.deploy(package, device, threads, build=build, compile=compiled)

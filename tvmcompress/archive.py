@@ -3,7 +3,8 @@
     offset 0      a pax header that holds nothing but filler
     offset 3584   the header of weights.bin
     offset 4096   weights.bin, on a page boundary so that it can be mapped straight from the tar
-    …             golden.bin.xz, library.so.xz, manifest.json (last: it holds the hashes of the others)
+    …             golden.bin.xz, library.so.xz (of several builds library-<build>.so.xz, in order), manifest.json (last:
+                  it holds the hashes of the others)
 
 `tar tf` and `tar xf` read it. This file knows names, sizes and limits, and nothing of what the members mean.
 """
@@ -11,6 +12,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from tvmcompress.errors import PackageError
 BLOCK = 512
 PAGE = 4096
 MEMBERS = ("weights.bin", "golden.bin.xz", "library.so.xz", "manifest.json")
+LIBRARY = re.compile(r"library(-[\w.:+-]+)?\.so\.xz", re.ASCII)
 MAX_BYTES = 8 * 2**30 - 1  # what eleven octal digits can say
 
 
@@ -41,6 +44,11 @@ class Member:
     size: int
 
 
+def library(build: str = "") -> str:
+    """The member that holds the library: of a package's only build, or of one of several, by its name."""
+    return f"library-{build}.so.xz" if build else MEMBERS[2]
+
+
 def write(file: BinaryIO, write_weights: Callable[[BinaryIO], None], rest: Callable[[], dict[str, bytes]]) -> None:
     """Write a whole archive. `rest` is called once the weights are written and gives the other members."""
     filler = tarfile.TarInfo("././@PaxHeader")
@@ -57,7 +65,7 @@ def write(file: BinaryIO, write_weights: Callable[[BinaryIO], None], rest: Calla
     file.write(_header(weights))
     file.seek(0, os.SEEK_END)
     members = rest()
-    for name in MEMBERS[1:]:
+    for name in [MEMBERS[1], *filter(LIBRARY.fullmatch, members), MEMBERS[3]]:
         info = tarfile.TarInfo(name)
         info.size = len(members[name])
         file.write(_header(info) + members[name])
@@ -80,7 +88,8 @@ def read(path: str | os.PathLike, limits: Limits) -> dict[str, Member]:
         raise PackageError(f"{path}: {error.strerror or error}") from error
     except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
         raise PackageError(f"{path}: not a package of tvmcompress: {error}") from error
-    if absent := [name for name in MEMBERS if name not in members]:
+    there = [MEMBERS[2] if LIBRARY.fullmatch(name) else name for name in members]
+    if absent := [name for name in MEMBERS if name not in there]:
         raise PackageError(f"{path}: not a whole package; missing {', '.join(absent)}")
     if members[MEMBERS[0]].offset % PAGE:
         raise PackageError(
@@ -95,7 +104,7 @@ def _check(path: str | os.PathLike, info: tarfile.TarInfo, seen: dict[str, Membe
         raise PackageError(f"{path}: unsafe member name '{name}'")
     if info.type != tarfile.REGTYPE or info.sparse is not None:
         raise PackageError(f"{path}: member '{name}' is not a plain file")
-    if info.name not in MEMBERS:
+    if info.name not in MEMBERS and not LIBRARY.fullmatch(info.name):
         raise PackageError(f"{path}: unknown member '{name}'; wanted {', '.join(MEMBERS)}")
     if info.name in seen:
         raise PackageError(f"{path}: member '{name}' occurs twice")

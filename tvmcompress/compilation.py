@@ -1,29 +1,44 @@
-"""compile(model, target) -> Package: kernels for one target, linked, with weights and golden outputs beside them."""
+"""compile(model, target) -> Package: kernels for one target, linked, with weights and golden outputs beside them.
+
+For a target of several builds there is a library for each. Their weights are stored once, in the program's own layout,
+and packed for the kernels when the package is loaded; for one build they are packed now.
+"""
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import tvm
 
-from tvmcompress import cpu, golden, linking
+from tvmcompress import archive, cpu, golden, linking
 from tvmcompress.errors import ModelError, TvmcompressError
 from tvmcompress.ir import graph
 from tvmcompress.ir.macs import macs
 from tvmcompress.isa import isa_of
 from tvmcompress.lower import host
 from tvmcompress.lower.pipeline import Lowered, loaded, lower
+from tvmcompress.lower.weights import digest
+from tvmcompress.manifest import one_of_several
 from tvmcompress.model import Model, spec_json
 from tvmcompress.package import Package
 from tvmcompress.passes import FoldBatchNorm, FoldConstants
 from tvmcompress.target import Target
 
 Progress = Callable[[int, int | None, str], None]
-STEPS = 5
+
+
+@dataclass(frozen=True)
+class Build:
+    """What came of one build of a target."""
+
+    target: Target
+    lowered: Lowered
+    library: Path
 
 
 def compile(
@@ -32,32 +47,67 @@ def compile(
     """Compile `model` for `target`.
 
     progress: called with (steps done, steps in all, what is being done). between: called with (step, module) after each
-    step of the lowering. Raises MissingDependencyError when the target's linker is not installed, TargetError for an
-    unknown target, ModelError for a model that TVM cannot compile.
+    step of the lowering, for every build. Raises MissingDependencyError when the target's linker is not installed,
+    TargetError for an unknown target, ModelError for a model that TVM cannot compile.
     """
     target = target if isinstance(target, Target) else Target.load(target)
     tell = progress or (lambda _done, _total, _text: None)
-    link = linking.linker(target)  # before the work: it may not be installed
-    tell(0, STEPS, "simplifying the graph")
+    links = [linking.linker(one) for one in target.each]  # before the work: one may not be installed
+    steps = 2 * len(links) + 3
+    tell(0, steps, "simplifying the graph")
     module = simplified(model.module)
-    tell(1, STEPS, "generating kernels")
-    lowered = build(module, target, between)
-    tell(2, STEPS, "linking")
+    builds: list[Build] = []
     with tempfile.TemporaryDirectory(prefix="tvmcompress-") as folder:
-        library = Path(folder, "library.so")
-        lowered.executable.export_library(str(library), fcompile=link, workspace_dir=folder)
-        tell(3, STEPS, "computing golden outputs")
-        inputs, outputs = golden_tensors(model, module, lowered, target, library)
-        tell(4, STEPS, "writing the package")
-        package = Package.build(
-            library=library,
-            weights=[(f"weight_{i}", partial(graph.as_numpy, t)) for i, t in enumerate(lowered.stored)],
-            manifest=manifest(model, module, target, lowered),
-            golden_inputs=inputs,
-            golden_outputs=outputs,
-        )
-    tell(STEPS, STEPS, "done")
+        for i, (one, link) in enumerate(zip(target.each, links)):
+            which = f" for {one.name}" if target.builds else ""
+            tell(2 * i + 1, steps, f"generating kernels{which}")
+            lowered = build(module, one, between, neutral=bool(target.builds))
+            tell(2 * i + 2, steps, f"linking{which}")
+            library = Path(folder, str(i), "library.so")
+            library.parent.mkdir()
+            lowered.executable.export_library(str(library), fcompile=link, workspace_dir=str(library.parent))
+            builds.append(Build(one, lowered, library))
+        tell(steps - 2, steps, "computing golden outputs")
+        inputs, outputs = golden_tensors(model, module, builds)
+        tell(steps - 1, steps, "writing the package")
+        package = packed(model, module, target, builds, inputs, outputs)
+    tell(steps, steps, "done")
     return package
+
+
+def packed(
+    model: Model, module: tvm.IRModule, target: Target, builds: list[Build], inputs: dict, outputs: dict
+) -> Package:
+    """The package; what several builds have in common is in it once."""
+    rows = [manifest(model, module, build.target, build.lowered) for build in builds]
+    libraries = {archive.library(b.target.name if target.builds else ""): b.library for b in builds}
+    stored, contents = builds[0].lowered.stored, rows[0]
+    if target.builds:
+        stored, taken = in_common([build.lowered.stored for build in builds])
+        for row, library, indices in zip(rows, libraries, taken):
+            row["entry"] |= {"library": library, "weights": indices}
+        contents = one_of_several(rows, target.describe())
+    return Package.build(
+        library=libraries,
+        weights=[(f"weight_{i}", partial(graph.as_numpy, t)) for i, t in enumerate(stored)],
+        manifest=contents,
+        golden_inputs=inputs,
+        golden_outputs=outputs,
+    )
+
+
+def in_common(stored: list[list[tvm.runtime.Tensor]]) -> tuple[list[tvm.runtime.Tensor], list[list[int]]]:
+    """The weights of several builds, each once; and for each build the places of its own among them."""
+    places: dict[tuple, int] = {}
+    arrays: list[tvm.runtime.Tensor] = []
+    taken: list[list[int]] = []
+    for own in stored:
+        taken.append([])
+        for tensor in own:
+            place = places.setdefault((tensor.dtype, tuple(tensor.shape), digest(tensor)), len(arrays))
+            arrays += [tensor] if place == len(arrays) else []
+            taken[-1].append(place)
+    return arrays, taken
 
 
 def simplified(module: tvm.IRModule) -> tvm.IRModule:
@@ -67,15 +117,15 @@ def simplified(module: tvm.IRModule) -> tvm.IRModule:
     return module
 
 
-def build(module: tvm.IRModule, target: Target, between: Callable | None = None) -> Lowered:
-    """Lower for a target, TVM's errors translated."""
+def build(module: tvm.IRModule, target: Target, between: Callable | None = None, neutral: bool = False) -> Lowered:
+    """Lower for a target without further builds, TVM's errors translated."""
     try:
         if target.kind == "cuda":
             from tvmcompress.lower.cuda import lower_cuda
 
             return lower_cuda(module, target)
         tvm_target = target.to_tvm()
-        return lower(module, tvm_target, isa_of(tvm_target, target.l1d, target.l2), between)
+        return lower(module, tvm_target, isa_of(tvm_target, target.l1d, target.l2), between, neutral=neutral)
     except TvmcompressError:
         raise
     except Exception as error:  # the border where TVM's own errors, of any class, become ours
@@ -88,13 +138,12 @@ def runs_here(target: Target) -> bool:
     return target.kind == "cpu" and target.arch == cpu.architecture() and not cpu.missing(target.features_needed())
 
 
-def golden_tensors(
-    model: Model, module: tvm.IRModule, lowered: Lowered, target: Target, library: Path
-) -> tuple[dict, dict]:
-    """Example inputs, and what this machine's kernels make of them; the target's own where they run here."""
+def golden_tensors(model: Model, module: tvm.IRModule, builds: list[Build]) -> tuple[dict, dict]:
+    """Example inputs, and what this machine's kernels make of them; those of the first build that runs here, if any."""
     inputs = golden.example_inputs(model.inputs)
     arrays = [inputs[spec.name] for spec in model.inputs]
-    run = loaded(lowered, library) if runs_here(target) else host.executor(module)
+    own = next((build for build in builds if runs_here(build.target)), None)
+    run = loaded(own.lowered, own.library) if own else host.executor(module)
     results = run(arrays)
     return inputs, {spec.name: np.asarray(r) for spec, r in zip(model.outputs, results)}
 
@@ -117,7 +166,9 @@ def manifest(model: Model, module: tvm.IRModule, target: Target, lowered: Lowere
         "applied": list(model.applied),
         "notes": list(model.notes),
         "layers": lowered.layers,
+        "kernels": lowered.kernels,
         "macs": {"total": total, "integer": integer},
         "fallbacks": [{"program": name, "reason": why} for name, why in sorted(lowered.fallbacks.items())],
         "entry": {"prepare": lowered.prepares},
+        **({"memory": vars(lowered.memory)} if lowered.memory else {}),
     }

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from tvmcompress import runtime, samples
-from tvmcompress import threads as placement
+from tvmcompress import remote, samples
 from tvmcompress.errors import ModelError, UsageError
 from tvmcompress.measurement import onnx_reference
 from tvmcompress.measurement.measure import Measurement, Side
+from tvmcompress.measurement.profile import Profile, profile
 from tvmcompress.package import Package
 from tvmcompress.remote import RemoteProgram
 from tvmcompress.report import Report
@@ -30,7 +30,7 @@ class Deployment:
     """
 
     def __init__(self, package: Package, program: Program | RemoteProgram, device: Any, compile: Compile | None = None):
-        self.package = package
+        self.package = package  # the build that runs
         self.threads = program.threads
         self._program = program
         self._device = device
@@ -42,6 +42,11 @@ class Deployment:
         results = self._program([inputs[spec.name] for spec in self.package.inputs])
         return {spec.name: result for spec, result in zip(self.package.outputs, results)}
 
+    @property
+    def build(self) -> str:
+        """The name of what the code that runs was compiled for: of a package of several builds, the one that runs."""
+        return self.package.target
+
     def measure(self, data: Any, reference: Any = None, labels: Any = None, **options: Any) -> Report:
         """A Report: sizes, quality over all of `data` (see `samples`), latency, memory and energy.
 
@@ -50,6 +55,19 @@ class Deployment:
         class numbers, one for each row of the first output of scores. `options` are those of `Measurement`.
         """
         return Measurement(**options).run(self._side(), self._reference(reference), data, labels)
+
+    def profile(self, inputs: Mapping[str, np.ndarray] | None = None, budget_s: float = 3.0) -> Profile:
+        """A Profile: each kernel's share of the time, and how near it comes to the peak of this machine.
+
+        `inputs` are the package's golden ones unless given. Raises UsageError on another device and for GPU code.
+        """
+        if isinstance(self._program, RemoteProgram):
+            raise UsageError("profile: a board is profiled on the board itself; install this project there")
+        if self.package.manifest["needs"]["gpu"]:
+            raise UsageError("profile: only kernels for CPUs are timed one by one, and this package is for a GPU")
+        if inputs is not None:
+            samples.check(inputs, self.package.inputs)
+        return profile(self.package, self.threads, inputs, budget_s)
 
     def _side(self) -> Side:
         program = self._program
@@ -65,6 +83,7 @@ class Deployment:
                 machine=program.described,
             )
         order = {"kind": "package", "path": str(self.package.path), "threads": self.threads}
+        order["build"] = self.build
         return Side(self.package.name, "tvmcompress", self, self.threads, order, self.package)
 
     def _reference(self, given: Any) -> Side | None:
@@ -102,18 +121,16 @@ def deploy(
     device: Any = None,
     threads: int | None = None,
     *,
+    build: str | None = None,
     compile: Compile | None = None,
 ) -> Deployment:
     """Load a package where it is to run: this machine, or `device` (see `tvmcompress.device`).
 
-    `threads` is all the CPUs that this process may use unless given. `compile` serves `measure(reference=a Model)`.
-    Raises PackageError when the package is damaged or for other hardware.
+    `threads` is all the CPUs that this process may use unless given. Of several builds the first that can run there is
+    taken, or the one named `build`. `compile` serves `measure(reference=a Model)`. Raises PackageError when the package
+    is damaged or for other hardware.
     """
     if not isinstance(package, Package):
         package = Package.load(package)
-    program: Program | RemoteProgram
-    if device is None or device.is_local:
-        program = runtime.open_package(package, placement.count(threads))
-    else:
-        program = RemoteProgram(package, device, threads)
-    return Deployment(package, program, device, compile)
+    package = package.pick(remote.machine(device), build)
+    return Deployment(package, remote.open_program(package, device, threads), device, compile)

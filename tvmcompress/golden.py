@@ -25,16 +25,17 @@ class Check:
 
 @dataclass(frozen=True)
 class Verification:
-    """All that was looked at; good when everything was."""
+    """All that was looked at; good when everything was. `not_run` says of builds for other machines why not."""
 
     checks: tuple[Check, ...]
+    not_run: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
         return all(check.ok for check in self.checks)
 
     def json(self) -> dict:
-        return {"ok": self.ok, "checks": [vars(check) for check in self.checks]}
+        return {"ok": self.ok, "checks": [vars(check) for check in self.checks], "not_run": [*self.not_run]}
 
 
 def compare(what: str, got: np.ndarray, wanted: np.ndarray, tolerance: Mapping[str, Any]) -> Check:

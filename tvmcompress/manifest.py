@@ -13,14 +13,26 @@ What `compile` hands in (`REQUIRED`):
     layers    [{"name", "kind", "macs", "bytes", "integer", …}], whatever is known of each
     entry     {"prepare": bool}: whether the library has a function `prepare(stored weights …) -> weights`
 
-and what it may add: `tolerance` {"relative", "absolute", "quanta"} for the golden outputs. The package adds `schema`,
-`versions`, `weights` and `golden` (where each array lies), and `members` (size and SHA-256 of each).
+and what it may add:
+
+    tolerance  {"relative", "absolute", "quanta"} for the golden outputs
+    kernels    [{"name", "family", "macs", "arithmetic"}] of the library's functions that multiply: the multiply-
+               accumulates of one call, and of which instructions: "float32", "bfloat16" or "int8"
+    macs       {"total", "integer"} of the model
+    memory     the bytes that a deployment holds: {"weights": as kernels read them, "arena": for what is in between}
+    fallbacks  [{"program", "reason"}]: functions of the library that have no schedule of their family
+    builds     of a package with several libraries: for each, the most demanding first, its `target` and whatever else
+               the package itself does not say so. `entry` then has also "library", the member, and "weights", the
+               indices of those that the build takes; the package's own `target` lists all builds.
+
+The package adds `schema`, `versions`, `weights` and `golden` (where each array lies), and `members` (size and SHA-256
+of each).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -53,12 +65,16 @@ FIELDS: dict[str, dict[str, type | tuple]] = {
     "entry": {"prepare": bool},
     "tolerance": {"relative": (int, float), "absolute": (int, float), "quanta": int},
     "golden": {"inputs": list, "outputs": list},
+    "memory": {"weights": int, "arena": int},
 }
+OF_A_BUILD: dict[str, type | tuple] = {"library": str, "weights": list}  # in `entry`, where there are several
+SHARED = {"name", "inputs", "outputs", "source", "schema", "builds", *WRITTEN}  # what no build has of its own
 LISTS: dict[str, dict[str, type | tuple]] = {
     "inputs": {"name": str, "shape": list, "dtype": str},
     "outputs": {"name": str, "shape": list, "dtype": str},
     "weights": {"name": str, "shape": list, "dtype": str, "offset": int},
     "layers": {"name": str},
+    "kernels": {"name": str, "family": str, "macs": int, "arithmetic": str},
 }
 
 
@@ -77,7 +93,33 @@ def check(value: Any, where: str, written: bool) -> dict:
             _fields(row, fields, f"{where}: manifest: {key}[{index}]")
             if any(not isinstance(d, int | None) or (d or 0) < 0 for d in row.get("shape", [])):
                 raise PackageError(f"{where}: manifest: {key}[{index}]: 'shape' holds what is not a dimension")
+    given = {key: kind for key, kind in OF_A_BUILD.items() if key in value["entry"]}
+    _fields(value["entry"], given, f"{where}: manifest: entry")
+    if not isinstance(rows := value.get("builds", []), list):
+        raise PackageError(f"{where}: manifest: 'builds' is of the wrong kind ({type(rows).__name__})")
+    if "builds" in value and not rows:
+        raise PackageError(f"{where}: manifest: 'builds' is empty")
+    for index, row in enumerate(rows):
+        _fields(row, {"target": dict}, f"{where}: manifest: builds[{index}]")
+        if wrong := SHARED & row.keys():
+            raise PackageError(f"{where}: manifest: builds[{index}]: '{min(wrong)}' is the package's, not a build's")
+        _fields(row["target"], {"name": str}, f"{where}: manifest: builds[{index}]: target")
+    for contents in of_builds(value) if rows else ():
+        _fields(check(contents, where, written)["entry"], OF_A_BUILD, f"{where}: manifest: entry of a build")
     return value
+
+
+def of_builds(contents: dict) -> list[dict]:
+    """The manifest of each build, as if it were the package's only one; the most demanding first."""
+    common = {key: value for key, value in contents.items() if key != "builds"}
+    return [common | row for row in contents.get("builds", [{}])]
+
+
+def one_of_several(contents: Sequence[dict], target: dict) -> dict:
+    """One manifest from those of several builds, the most demanding first: the inverse of `of_builds`."""
+    common = {key: value for key, value in contents[-1].items() if all(key in of for of in contents)}
+    common["target"] = target
+    return {**common, "builds": [{k: v for k, v in of.items() if common.get(k) != v} for of in contents]}
 
 
 def _fields(value: Any, fields: Mapping[str, type | tuple], where: str) -> None:

@@ -1,5 +1,8 @@
 """Package: compiled library, weights, manifest, golden inputs and outputs, for one target, in one file.
 
+For a target of several builds it holds a library for each; they share everything else. Each of `builds` is a Package on
+the same file whose manifest is that build's, and `pick` finds the one for a machine.
+
 The file is described in `archive`, the manifest in `manifest`. A package is always backed by a file, its own temporary
 one until it is saved, so weights are mapped and never held in memory twice.
 """
@@ -17,16 +20,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from tvmcompress import archive, cpu, golden, manifest, runtime
+from tvmcompress import archive, cpu, golden, manifest, remote, runtime
 from tvmcompress.archive import Limits
-from tvmcompress.errors import PackageError, TvmcompressError
+from tvmcompress.errors import PackageError, TvmcompressError, UsageError, did_you_mean
 from tvmcompress.golden import Check, Verification
 from tvmcompress.ir.files import atomic_write
 from tvmcompress.spec import TensorSpec, numpy_dtype, spec_from_json
+
+if TYPE_CHECKING:
+    from tvmcompress.device import Device
 
 ALIGNMENT = 64  # bytes; of each array inside weights.bin, which itself starts on a page
 BLOCK = 1 << 20
@@ -47,7 +53,7 @@ class Package:
     def build(
         cls,
         *,
-        library: str | os.PathLike,
+        library: str | os.PathLike | Mapping[str, str | os.PathLike],
         weights: Iterable[tuple[str, Array]],
         manifest: dict,
         golden_inputs: Mapping[str, np.ndarray],
@@ -58,7 +64,8 @@ class Package:
         `library` is a linked Relax library with `main(inputs …, weights …) -> tuple`, the weights being those given
         here, in this order, or, when `manifest["entry"]["prepare"]` is true, what its function `prepare(weights …)`
         returns. A weight may be a function that makes the array, called when its turn comes. `manifest` holds what
-        `tvmcompress.manifest` lists. Raises PackageError when a field is missing, TvmcompressError on a full disk.
+        `tvmcompress.manifest` lists; when it has `builds`, `library` is the file of each by the name of its member.
+        Raises PackageError when a field is missing, TvmcompressError on a full disk.
         """
         return _build(library, weights, manifest, golden_inputs, golden_outputs)
 
@@ -66,7 +73,7 @@ class Package:
     def load(cls, path: str | os.PathLike, limits: Limits | None = None) -> Package:
         """Open a package file; its weights are mapped when they are first used. Raises PackageError.
 
-        Names, sizes, limits and the library's hash are checked here; the hashes of everything else by `verify`.
+        Names, sizes, limits and the libraries' hashes are checked here; the hashes of everything else by `verify`.
         """
         limits = limits or Limits()
         members = archive.read(path, limits)
@@ -76,7 +83,7 @@ class Package:
         package = cls(Path(path), contents, members, limits)
         package._check_members()
         package._check_arrays()
-        package._check_hash("library.so.xz")
+        package._check_builds()
         return package
 
     def save(self, path: str | os.PathLike) -> None:
@@ -103,9 +110,34 @@ class Package:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes: of the whole file, and of each part as it lies in the file."""
-        parts = {name.split(".")[0]: member.size for name, member in self._members.items()}
+        """Bytes: of the whole file, and of each part as it lies in the file; `library` is those of all builds."""
+        parts: dict[str, int] = {}
+        for name, member in self._members.items():
+            part = "library" if archive.LIBRARY.fullmatch(name) else name.split(".")[0]
+            parts[part] = parts.get(part, 0) + member.size
         return {"package": self.path.stat().st_size, **parts}
+
+    @property
+    def target(self) -> str:
+        """The name of what it is compiled for."""
+        return self.manifest["target"].get("name", "another target")
+
+    @property
+    def library_bytes(self) -> int:
+        """The size of the library as it lies in the file; of a package of several builds, of the last one's."""
+        return self._members[self._library].size
+
+    @property
+    def builds(self) -> tuple[Package, ...]:
+        """A package for each build, on the same file, the most demanding first; a package of one build is its own."""
+        if "builds" not in self.manifest:
+            return (self,)
+        contents = manifest.of_builds(self.manifest)
+        return tuple(Package(self.path, of, self._members, self._limits, self._owned) for of in contents)
+
+    @property
+    def _library(self) -> str:
+        return self.manifest["entry"].get("library", archive.library())
 
     def weights(self) -> list[np.ndarray]:
         """The stored weights in order, on a private mapping of the file: writing to them changes no file."""
@@ -113,7 +145,8 @@ class Package:
         with open(self.path, "rb") as file:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         whole = np.frombuffer(mapping, np.uint8)[member.offset : member.offset + member.size]
-        return [_array(whole, row) for row in self.manifest["weights"]]
+        rows = self.manifest["weights"]
+        return [_array(whole, rows[i]) for i in self.manifest["entry"].get("weights", range(len(rows)))]
 
     def golden(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Example inputs and the outputs that the compiler saw for them."""
@@ -129,9 +162,9 @@ class Package:
     def library(self) -> Iterator[Path]:
         """The library as a file in a private folder, removed on leaving: code once loaded needs its file no more.
 
-        Call `check_hardware` before loading it.
+        Ask `refusal` before loading it.
         """
-        code = self._unpack("library.so.xz", self._limits.library)
+        code = self._unpack(self._library, self._limits.library)
         with tempfile.TemporaryDirectory(prefix="tvmcompress-") as folder:
             # A name of its own: on a board, a second upload under one name would overwrite code that is loaded.
             path = Path(folder, f"{Path(folder).name}.so")
@@ -140,26 +173,40 @@ class Package:
 
     # Whether it may run -------------------------------------------------------------------------------------------
 
-    def check_hardware(self, machine: dict | None = None) -> None:
-        """Raises PackageError when a machine (this one, or one by its `cpu.describe()`) cannot run the package.
+    def pick(self, machine: dict | None = None, build: str | None = None) -> Package:
+        """The first of `builds` that a machine (this one, or one by its `cpu.describe()`) can run; or `build`, by name.
 
-        The message names what the machine lacks.
+        Raises PackageError when it can run none, naming what it lacks for the last, the least demanding; UsageError
+        when there is no build of that name.
         """
-        needs, target = self.manifest["needs"], self.manifest["target"].get("name", "another target")
+        builds = self.builds
+        if build is not None:
+            names = [b.target for b in builds]
+            builds = tuple(b for b in builds if b.target == build)
+            if not builds:
+                near = did_you_mean(build, names) or f"; it has {', '.join(names)}"
+                raise UsageError(f"{self.name} has no build '{build[:80]}'{near}")
+        for candidate in builds:
+            if not (reason := candidate.refusal(machine)):
+                return candidate
+        advice = "Compile it for that device" if machine else "Compile it again with --target native"
+        raise PackageError(f"{reason}. {advice}")
+
+    def refusal(self, machine: dict | None = None) -> str:
+        """Why a machine (this one, or one by its `cpu.describe()`) cannot run this build; empty when it can."""
+        needs, target = self.manifest["needs"], self.target
         arch = machine["architecture"] if machine else cpu.architecture()
         what = "the device" if machine else "this machine"
         if needs["arch"] != arch:
-            raise PackageError(f"{self.name} is for {needs['arch']} ({target}); {what} is {arch}")
+            return f"{self.name} is for {needs['arch']} ({target}); {what} is {arch}"
         lacking = (
             sorted(set(needs["features"]) - set(machine["features"])) if machine else cpu.missing(needs["features"])
         )
         if lacking:
-            advice = "Compile it for that device" if machine else "Compile it again with --target native"
-            raise PackageError(f"{self.name} is compiled for {target}; {what} lacks {', '.join(lacking)}. {advice}")
+            return f"{self.name} is compiled for {target}; {what} lacks {', '.join(lacking)}"
         if needs["gpu"] and not machine and not runtime.CUDA_DRIVER.exists():
-            raise PackageError(
-                f"{self.name} needs a CUDA device ({needs['gpu']}, target {target}); none was found here"
-            )
+            return f"{self.name} needs a CUDA device ({needs['gpu']}, target {target}); none was found here"
+        return ""
 
     def check_hashes(self) -> list[tuple[str, bool]]:
         """For each member, whether its SHA-256 is what the manifest says."""
@@ -169,27 +216,43 @@ class Package:
         ]
 
     def verify(
-        self, threads: int | None = None, hashes_only: bool = False, run: Callable[[dict], dict] | None = None
+        self, threads: int | None = None, hashes_only: bool = False, device: Device | None = None
     ) -> Verification:
         """Check every hash, then run the golden inputs on this machine and compare outputs within the tolerance.
 
-        `run` (a Deployment) runs them where it is instead: inputs by name to outputs by name.
+        Of several builds every one that can run is run. `device` (see `tvmcompress.device`) runs them instead.
 
-        What does not hold is a row of the result. Raises PackageError when the package cannot run here at all.
+        What does not hold is a row of the result. Raises PackageError when the package cannot run there at all.
         """
         checks = [
             Check(name, ok, "" if ok else "its SHA-256 is not the manifest's") for name, ok in self.check_hashes()
         ]
-        if not hashes_only and all(check.ok for check in checks):
-            inputs, wanted = self.golden()
-            if run is None:
-                results = runtime.open_package(self, threads)([inputs[spec.name] for spec in self.inputs])
-                got = dict(zip((spec.name for spec in self.outputs), results))
-            else:
-                got = run(inputs)
-            tolerance = self.manifest["tolerance"]
-            checks += [golden.compare(f"output '{name}'", got[name], wanted[name], tolerance) for name in got]
-        return Verification(tuple(checks))
+        if hashes_only or not all(check.ok for check in checks):
+            return Verification(tuple(checks))
+        machine = remote.machine(device)
+        self.pick(machine)
+        builds = self.builds
+        refused = {build.target: why for build in builds if (why := build.refusal(machine))}
+        for build in builds:
+            if build.target not in refused:
+                checks += build._check_outputs(f" of {build.target}" if len(builds) > 1 else "", device, threads)
+        return Verification(tuple(checks), tuple(refused.values()))
+
+    def _check_outputs(self, of: str, device: Device | None, threads: int | None) -> list[Check]:
+        inputs, wanted = self.golden()
+        results = remote.open_program(self, device, threads)([inputs[spec.name] for spec in self.inputs])
+        tolerance, names = self.manifest["tolerance"], [spec.name for spec in self.outputs]
+        return [golden.compare(f"output '{n}'{of}", got, wanted[n], tolerance) for n, got in zip(names, results)]
+
+    def _check_builds(self) -> None:
+        for build in self.builds:
+            if build._library not in filter(archive.LIBRARY.fullmatch, self._members):
+                raise PackageError(f"{self.path}: not a whole package; missing {build._library}")
+            stored = range(len(self.manifest["weights"]))
+            if any(not isinstance(i, int) or i not in stored for i in build.manifest["entry"].get("weights", [])):
+                raise PackageError(f"{self.path}: '{build.target}' takes weights that are not there")
+        for name in filter(archive.LIBRARY.fullmatch, self._members):
+            self._check_hash(name)
 
     def _check_members(self) -> None:
         wanted = self.manifest["members"]
@@ -257,7 +320,8 @@ def _build(library: Any, weights: Any, contents: dict, golden_inputs: Any, golde
         given, expected = list(golden_inputs.items()), list(golden_outputs.items())
         rows, _ = _write_arrays(plain, given + expected)
         contents["golden"] = {"inputs": rows[: len(given)], "outputs": rows[len(given) :]}
-        unpacked = {"golden.bin.xz": plain.getvalue(), "library.so.xz": Path(library).read_bytes()}
+        libraries = library if isinstance(library, Mapping) else {archive.library(): library}
+        unpacked = {"golden.bin.xz": plain.getvalue(), **{n: Path(file).read_bytes() for n, file in libraries.items()}}
         packed = {name: lzma.compress(data, preset=6) for name, data in unpacked.items()}
         for name, data in packed.items():
             digest = hashlib.sha256(data).hexdigest()

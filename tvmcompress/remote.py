@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tvmcompress.errors import PackageError, TvmcompressError
+from tvmcompress.runtime import Program, open_package
 from tvmcompress.threads import count as thread_count
 from tvmcompress.threads import use as use_threads
 
@@ -18,6 +19,18 @@ if TYPE_CHECKING:
 FAILURES = (RuntimeError, AttributeError)  # what TVM's RPC raises when the board, the network or the library fails
 
 
+def machine(device: Device | None) -> dict | None:
+    """The board's `cpu.describe()`, None for this machine."""
+    return None if device is None or device.is_local else device.describe()["cpu"]
+
+
+def open_program(package: Package, device: Device | None, threads: int | None = None) -> Program | RemoteProgram:
+    """The program of a package on this machine or on a board."""
+    if device is None or device.is_local:
+        return open_package(package, threads)
+    return RemoteProgram(package, device, threads)
+
+
 class RemoteProgram:
     """As `runtime.Program`, at the other end of `device`. Raises PackageError when the board cannot run the package."""
 
@@ -25,7 +38,7 @@ class RemoteProgram:
         from tvm import relax
 
         self.described = described = device.describe()["cpu"]
-        package.check_hardware(described)
+        package = package.pick(described)
         if package.manifest["needs"]["gpu"]:
             raise PackageError(f"{package.name} needs a GPU, and packages for GPUs run on this machine only")
         self.threads = thread_count(threads) if threads else described["cores"]

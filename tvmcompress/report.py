@@ -26,7 +26,8 @@ class Report:
     size: dict  # bytes: package, weights, library, golden, manifest, source, reference; ratio: package / source
     quality: dict  # samples, outputs, overall, accuracy; see measurement.quality
     latency: dict  # ms: package and reference {median, p90, p99, min, mean, cold_start, load, runs, histogram}; speedup
-    memory: dict  # bytes: package and reference {peak, above_bare: without interpreter and NumPy}
+    # bytes: package and reference {peak, above_bare: without interpreter and NumPy}; plan {weights, arena} or null
+    memory: dict
     energy: dict  # package and reference {sensor: J per inference}, or the reason in `not_measured`
     layers: list[dict]
     how: dict  # when, machine, threads, load_before, processes …
@@ -143,6 +144,11 @@ def figures(report: Report) -> list[tuple[str, list[tuple[str, str, str]]]]:
             [
                 (label, _peak(memory["package"], key), _peak(memory["reference"], key) if reference else "")
                 for label, key in (("peak of the process", "peak"), ("above a bare interpreter", "above_bare"))
+            ]
+            + [
+                (label, bytes_text(plan[key]), "")
+                for label, key in (("of it weights", "weights"), ("of it between layers", "arena"))
+                if (plan := memory.get("plan"))
             ],
         ),
     ]

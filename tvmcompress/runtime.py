@@ -73,12 +73,12 @@ def aligned(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
 
 
 def tensor(array: np.ndarray) -> Any:
-    """A TVM tensor on the same memory. `array` must be aligned, contiguous and writable."""
+    """A TVM tensor on the same memory. `array` must be contiguous and writable, and aligned for kernels to read it."""
     tvm_ffi = ffi()
     if array.dtype.isbuiltin == 1:
-        return tvm_ffi.from_dlpack(array, require_alignment=ALIGNMENT, require_contiguous=True)
+        return tvm_ffi.from_dlpack(array)
     # NumPy hands bfloat16 and its kin to nobody, so they travel as plain bits and are given their name on the far side.
-    bits = tvm_ffi.from_dlpack(array.view(f"u{array.dtype.itemsize}"), require_alignment=ALIGNMENT)
+    bits = tvm_ffi.from_dlpack(array.view(f"u{array.dtype.itemsize}"))
     view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
     return view(bits, tvm_ffi.Shape(array.shape), tvm_ffi.dtype(array.dtype.name), 0)
 
@@ -96,14 +96,14 @@ def array(value: Any) -> np.ndarray:
         return np.from_dlpack(bits).view(dtype)
 
 
-def address(array: np.ndarray) -> int:
-    return array.__array_interface__["data"][0]
-
-
 def usable(array: np.ndarray) -> bool:
     """Whether TVM can read this array where it lies."""
     flags = array.flags
     return flags.c_contiguous and flags.writeable and address(array) % ALIGNMENT == 0
+
+
+def address(array: np.ndarray) -> int:
+    return array.__array_interface__["data"][0]
 
 
 class Program:
@@ -152,25 +152,33 @@ class Program:
         if prepare:
             weights = list(self._machine["prepare"](*weights))
         self._weights = weights
-        mapped = [] if prepare else [w for w in stored if w.nbytes]
-        starts = [address(w) for w in mapped]
-        self._mapped = (min(starts), max(a + w.nbytes for a, w in zip(starts, mapped))) if mapped else (0, 0)
+        # What a result may turn out to lie in, and must not: the caller is free to write to it.
+        self._held = {w.data_ptr() for w in weights}
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run once. `inputs` have the shapes and dtypes of the program's parameters, in order."""
         with self._lock:
             tensors = [self._input(i, a) for i, a in enumerate(inputs)]
             results = self._main(*tensors, *self._weights)
-            return [self._output(r, inputs) for r in results]
+            return [self._output(result, tensors) for result in results]
+
+    def watch(self, instrument: Any) -> None:
+        """Call `instrument(function, name, before, result, *arguments)` before and after all that a run calls.
+
+        None ends it.
+        """
+        self._machine["set_instrument"](instrument)
 
     def _input(self, index: int, given: np.ndarray) -> Any:
-        if not usable(given):
-            place = self._staging.get(index)
-            if place is None or place.shape != given.shape or place.dtype != given.dtype:
-                place = self._staging[index] = aligned(given.shape, given.dtype)
-            np.copyto(place, given)
-            given = place
-        return self._to_device(given)
+        if given.flags.c_contiguous and given.flags.writeable:
+            there = self._to_device(given)
+            if there.data_ptr() % ALIGNMENT == 0:
+                return there
+        place = self._staging.get(index)
+        if place is None or place.shape != given.shape or place.dtype != given.dtype:
+            place = self._staging[index] = aligned(given.shape, given.dtype)
+        np.copyto(place, given)
+        return self._to_device(place)
 
     def _to_device(self, given: np.ndarray) -> Any:
         if not self._cuda:
@@ -179,12 +187,14 @@ class Program:
 
         return tvm.runtime.tensor(given, tvm.cuda(0))
 
-    def _output(self, result: Any, inputs: Sequence[np.ndarray]) -> np.ndarray:
-        out = np.asarray(result.numpy()) if self._cuda else array(result)
-        # A program may hand back an input or a constant as it is; the caller must be free to write to what it gets.
-        inside = self._mapped[0] <= address(out) < self._mapped[1]
-        borrowed = (*self._staging.values(), *inputs)
-        return out.copy() if inside or any(np.may_share_memory(out, b) for b in borrowed) else out
+    def _output(self, result: Any, inputs: Sequence[Any]) -> np.ndarray:
+        if self._cuda:
+            return np.asarray(result.numpy())
+        # A program may hand back an input or a constant as it is, or in another shape.
+        start = result.data_ptr()
+        borrowed = start in self._held or any(start == given.data_ptr() for given in inputs)
+        out = array(result)
+        return out.copy() if borrowed else out
 
     @staticmethod
     def _aligned(stored: np.ndarray) -> np.ndarray:
@@ -197,7 +207,7 @@ class Program:
 
 def open_package(package: Package, threads: int | None = None) -> Program:
     """The program of a package, on this machine. Raises PackageError before any code is loaded if it cannot run."""
-    package.check_hardware()
+    package = package.pick()
     with package.library() as library:
         return Program(
             library,

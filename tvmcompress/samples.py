@@ -100,8 +100,8 @@ def check(inputs: Mapping[str, np.ndarray], specs: Sequence[TensorSpec], where: 
         array = inputs[spec.name]
         if not isinstance(array, np.ndarray):
             raise SampleError(f"{where}: '{spec.name}': wanted a NumPy array, got {type(array).__name__}")
-        if array.dtype.name != spec.dtype:
-            raise SampleError(f"{where}: '{spec.name}': wanted dtype {spec.dtype}, got {array.dtype.name}")
+        if array.dtype != numpy_dtype(spec.dtype):
+            raise SampleError(f"{where}: '{spec.name}': wanted dtype {spec.dtype}, got {array.dtype}")
         if not _fits(array.shape, spec.shape):
             raise SampleError(f"{where}: '{spec.name}': wanted shape {_text(spec.shape)}, got {_text(array.shape)}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ class TensorSpec:
         return int(np.prod([d or 0 for d in self.shape], dtype=np.int64))
 
 
+@functools.cache
 def numpy_dtype(name: str) -> np.dtype:
     """A NumPy dtype by name, with those of ml_dtypes (bfloat16, float8_e4m3fn …)."""
     try:

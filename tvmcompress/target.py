@@ -1,10 +1,19 @@
-"""Target: what code is generated for. Its files are `targets/*.toml`; how it may be written is in `target_forms`."""
+"""Target: what code is generated for. Its files are `targets/*.toml`; how it may be written is in `target_forms`.
+
+One target may list several builds, for processors of one architecture that differ in features:
+
+    description = "Any x86-64 from AVX2 on"
+    builds = ["x86-64-v4", "x86-64-v3"]        # or tables, [[builds]], with the keys of a target file
+
+A package then holds a library for each, and the best that the device can run is taken there.
+"""
 
 from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +30,10 @@ CUDA_ARCHS = tuple(f"sm_{number}" for number in _CUDA.split())
 
 @dataclass(frozen=True)
 class Target:
-    """A processor, or a GPU with the processor that drives it (then `cpu`, `cores` and caches are that one's)."""
+    """A processor, or a GPU with the processor that drives it (then `cpu`, `cores` and caches are that one's).
+
+    With `builds` the other fields are those of the last of them, the least demanding.
+    """
 
     name: str
     triple: str  # LLVM's: x86_64-linux-gnu, aarch64-linux-gnu, armv7l-linux-gnueabihf or riscv64-linux-gnu
@@ -37,15 +49,19 @@ class Target:
     linker: str = ""  # the C compiler that links; empty: the usual one of the triple
     cuda_arch: str = ""  # sm_87
     description: str = ""
+    builds: tuple[Target, ...] = ()  # the most demanding first
 
     @classmethod
     def load(cls, text: str) -> Target:
         """The target that `text` names; raises TargetError of one line.
 
         That is: the name of a shipped file, the path of a TOML file, a triple (`aarch64-linux-gnu:cortex-a72+crc`),
-        TVM's old text form (`llvm -mtriple=… -mcpu=…`), JSON, or `native`.
+        TVM's old text form (`llvm -mtriple=… -mcpu=…`), JSON, or `native`; or several of these with commas between
+        them, which become the builds of one.
         """
         text = text.strip()
+        if len(parts := target_forms.listed(text)) > 1:
+            return resolve({"builds": parts})
         if text == "native":
             return native()
         if text in _shipped():
@@ -70,7 +86,13 @@ class Target:
 
     def describe(self) -> dict:
         """All fields as JSON values, everything resolved; `Target.load(json.dumps(t.describe())) == t`."""
-        return {**asdict(self), "features": [*self.features]}
+        fields = {**asdict(self), "features": [*self.features], "builds": [b.describe() for b in self.builds]}
+        return fields if self.builds else {key: value for key, value in fields.items() if key != "builds"}
+
+    @property
+    def each(self) -> tuple[Target, ...]:
+        """The builds, the most demanding first; a target without any is its own."""
+        return self.builds or (self,)
 
     def implied_features(self) -> frozenset[str]:
         """Every LLVM feature that code for this target may use."""
@@ -133,6 +155,8 @@ def native() -> Target:
 def resolve(values: dict, where: str = "target") -> Target:
     """A Target from its fields, checked against what LLVM knows; raises TargetError. `where` begins its message."""
     values = _typed(values, where)
+    if builds := values.pop("builds", None):
+        return _several(builds, values, where)
     if values.get("kind", "cpu") not in ("cpu", "cuda"):
         raise TargetError(f"{where}: kind is 'cpu' or 'cuda', got '{values['kind']}'")
     if "triple" not in values:
@@ -164,16 +188,49 @@ def resolve(values: dict, where: str = "target") -> Target:
     return Target(**values)
 
 
+def _several(given: list, common: dict, where: str) -> Target:
+    """One target of several builds. A build that is a table takes from `common` what it does not say itself."""
+    shared = {key: value for key, value in common.items() if key not in ("name", "description")}
+    if shared and all(isinstance(build, str) for build in given):
+        raise TargetError(f"{where}: '{min(shared)}' is said by the builds themselves, as they are given by name")
+    builds = [
+        Target.load(build) if isinstance(build, str) else resolve({**shared, **build}, f"{where}: builds[{i}]")
+        for i, build in enumerate(given)
+    ]
+    _check_builds(builds, where)
+    # Whatever needs more comes first; where neither has all that the other needs, it is the greater number.
+    builds.sort(key=lambda build: -len(build.features_needed()))
+    named = {key: common[key] for key in ("name", "description") if key in common}
+    return replace(
+        builds[-1], **{"name": ",".join(b.name for b in builds), "description": "", **named}, builds=tuple(builds)
+    )
+
+
+def _check_builds(builds: list[Target], where: str) -> None:
+    for build in builds:
+        if build.kind != "cpu" or build.builds:
+            raise TargetError(f"{where}: '{build.name}' cannot be one of several builds: wanted a single processor")
+        if not _NAME.fullmatch(build.name):
+            raise TargetError(f"{where}: a build's name is letters, digits and . _ - + :, got '{build.name[:80]}'")
+    for one, other in combinations(builds, 2):
+        if (one.arch, one.float_abi) != (other.arch, other.float_abi):
+            raise TargetError(f"{where}: builds are for one architecture, got {one.arch} and {other.arch}")
+        if one.name == other.name:
+            raise TargetError(f"{where}: two builds are called '{one.name}'")
+        if one.features_needed() == other.features_needed():
+            both = f"'{one.name}' and '{other.name}'"
+            raise TargetError(f"{where}: {both} need the same features; the second would never be chosen")
+
+
 def _facts(triple: str, name: str) -> dict:
     """Cores and caches of the shipped target that is called like the CPU, for targets that do not give their own."""
     path = SHIPPED / f"{name}.toml"
-    if name not in _shipped():
-        return {}
-    known = tomllib.loads(path.read_text())
-    return {key: known[key] for key in ("cores", "l1d", "l2", "l3") if known["triple"] == triple and key in known}
+    known = tomllib.loads(path.read_text()) if name in _shipped() else {}
+    return {key: known[key] for key in ("cores", "l1d", "l2", "l3") if known.get("triple") == triple and key in known}
 
 
-_TYPES = {"str": str, "int": int, "tuple[str, ...]": list}
+_TYPES = {"str": str, "int": int, "tuple[str, ...]": list, "tuple[Target, ...]": list}
+_NAME = re.compile(r"[\w.:+-]{1,80}", re.ASCII)  # it is part of a file name in the package
 
 
 def _typed(values: dict, where: str) -> dict:
@@ -185,8 +242,10 @@ def _typed(values: dict, where: str) -> dict:
         kind = _TYPES[wanted[key]]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise TargetError(f"{where}: '{key}' wants {_say(kind)}, got {value!r}")
-        if isinstance(value, list) and not all(isinstance(item, str) for item in value):
-            raise TargetError(f"{where}: '{key}' wants {_say(kind)}, got {value!r}")
+        items = (str, dict) if key == "builds" else str
+        if isinstance(value, list) and not all(isinstance(item, items) for item in value):
+            what = "a list of targets" if key == "builds" else _say(kind)
+            raise TargetError(f"{where}: '{key}' wants {what}, got {value!r}")
         if isinstance(value, int) and not (1 if key == "cores" else 0) <= value < 2**40:
             raise TargetError(f"{where}: '{key}' is out of range: {value}")
     return dict(values)

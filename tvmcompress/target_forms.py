@@ -5,11 +5,13 @@ llvm -mtriple=aarch64-linux-gnu -mcpu=cortex-a72          TVM's old text form
 cuda -arch=sm_87 -host='llvm -mtriple=aarch64-linux-gnu'
 {"kind": "llvm", "mtriple": …, "mattr": ["+neon"]}        TVM's dictionary, as JSON
 {"triple": …, "cpu": …}                                   a target file's keys, as JSON
+x86-64-v4,x86-64-v3                                       several of the above, but TVM's and JSON: builds of one target
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 
 from tvmcompress import cpu
@@ -60,6 +62,13 @@ def parse(text: str) -> dict | None:
     if normal_arch(text.partition("-")[0].partition(":")[0].partition("+")[0]) in TRIPLES:
         return from_triple(text)
     return None
+
+
+def listed(text: str) -> list[str]:
+    """The targets of a list with commas; the whole text where its commas are of another kind: JSON, TVM's, `+a,+b`."""
+    if text.startswith("{") or text.split(" ")[0] in ("llvm", "cuda"):
+        return [text]
+    return [part.strip() for part in re.split(r",(?!\s*\+)", text)]
 
 
 def from_triple(text: str) -> dict:

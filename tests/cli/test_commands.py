@@ -27,7 +27,7 @@ def test_run_keeps_the_models_names_and_matches_onnx_runtime(here, capsys):
 
     assert quick("run float.tar --inputs calib.npz --outputs y.npz --json -") == 0
     told = json.loads(capsys.readouterr().out)
-    assert told == {"samples": 12, "outputs": {"y": {"shape": [12, 10], "dtype": "float32"}}}
+    assert told == {"samples": 12, "build": "native", "outputs": {"y": {"shape": [12, 10], "dtype": "float32"}}}
     session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
     images = np.load("calib.npz")["x"]
     wanted = np.concatenate([session.run(None, {"x": image[None]})[0] for image in images])
@@ -60,6 +60,26 @@ def test_measure_writes_json_and_a_page(here, capsys):
     assert "signal to noise" in capsys.readouterr().out
 
 
+def test_several_builds(here, capsys, tmp_path):
+    """Compiled into one package, listed, chosen, forced, and each verified."""
+    package = f"{tmp_path}/two.tar"
+    assert quick(f"compile small.model --target x86-64-v2,x86-64-v3 -o {package}") == 0
+    assert f"{package}: " in (told := capsys.readouterr().out) and "x86-64-v3,x86-64-v2, 2 builds" in told
+    assert quick(f"inspect {package}") == 0
+    told = capsys.readouterr().out
+    assert "x86-64-v3, " in told and ", runs here; needs also abm avx avx2" in told and "x86-64-v2, " in told
+    for option, build in (("", "x86-64-v3"), ("--build x86-64-v2", "x86-64-v2")):
+        assert quick(f"run {package} --inputs x.npz --outputs {tmp_path}/{build}.npz {option}") == 0
+        assert f"by the build for {build}" in capsys.readouterr().out
+    one, other = (np.load(tmp_path / f"x86-64-{level}.npz")["y"] for level in ("v2", "v3"))
+    np.testing.assert_array_equal(one, other)
+    assert quick(f"verify {package}") == 0
+    assert [line.split(" (")[0] for line in capsys.readouterr().out.splitlines()[-2:]] == [
+        "good output 'y' of x86-64-v3",
+        "good output 'y' of x86-64-v2",
+    ]
+
+
 def test_json_on_stdout_is_all_there_is(here, capsys):
     for arguments in ("verify small.tar", "inspect small.tar", "inspect model.onnx", "target show rpi4", "recipe list"):
         assert quick(f"{arguments} --json -") == 0
@@ -85,6 +105,7 @@ WRONG = [
     ("compress model.onnx --recipe int8 --samples calib.npz -o model.onnx", 2, "is the input itself"),
     ("compress model.onnx --recipe int8 --samples calib.npz -o nowhere/o.model", 2, "there is no folder 'nowhere'"),
     ("compile model.onnx --target rpi44 -o o.tar", 2, "did you mean"),
+    ("compile model.onnx --target x86-64-v3,rpi4 -o o.tar", 2, "builds are for one architecture"),
     ("compile model.onnx --samples calib.npz -o o.tar", 2, "give a --recipe"),
     ("compile model.onnx --shape x=1xx3 -o o.tar", 2, "wanted NAME=1x3x224x224"),
     ("compile model.onnx --value x -o o.tar", 2, "wanted NAME=3"),
@@ -92,6 +113,7 @@ WRONG = [
     ("run small.tar --inputs model.onnx --outputs o.npz", 4, "not a file of NumPy arrays"),
     ("run small.tar --inputs x.npz --outputs o.npz --threads 0", 2, "threads"),
     ("run small.tar --inputs x.npz --outputs o.npz --device mars", 2, "wanted local, rpc://host:port"),
+    ("run small.tar --inputs x.npz --outputs o.npz --build v9", 2, "model has no build 'v9'; it has native"),
     ("measure small.tar --samples test.npz --device mars", 2, "wanted local, rpc://host:port"),
     ("verify small.tar --device mars", 2, "wanted local, rpc://host:port"),
     ("measure small.tar --samples x.npz --reference none.onnx", 4, "no file 'none.onnx'"),

@@ -14,7 +14,7 @@ from tvmcompress import linking
 from tvmcompress.frontend import load
 from tvmcompress.ir import evaluate, graph
 from tvmcompress.isa import isa_of
-from tvmcompress.lower.pipeline import machine
+from tvmcompress.lower.pipeline import lower, machine
 from tvmcompress.lower.recurrent import roll
 from tvmcompress.target import Target
 
@@ -128,3 +128,19 @@ def test_int8_keeps_activations_float(op: str, tmp_path) -> None:
     assert 10 * np.log10((wanted**2).sum() / ((got - wanted) ** 2).sum()) > 30
     weights = sum(numpy_helper.to_array(w).nbytes for w in proto.graph.initializer)
     assert sum(a.nbytes for a in package.weights()) < 0.3 * weights
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_neutral_weights_give_the_same_results(tmp_path, op):
+    """Stored as the program has them, in the layout that is the same for every target."""
+    proto, inputs = network(op, 4, 1, 16, 64, "forward", False)
+    mod, target = program(proto, tmp_path), Target.load("native")
+    results, stored = [], []
+    for neutral in (False, True):
+        lowered = lower(mod, target.to_tvm(), facts(), neutral=neutral)
+        results.append(machine(lowered, linking.linker(target))(inputs))
+        stored.append({tuple(t.shape) for t in lowered.stored})
+    for one, other in zip(*results):
+        np.testing.assert_array_equal(one, other)
+    recurrent = (64, {"LSTM": 4, "GRU": 3}[op] * 64)
+    assert recurrent in stored[1] and recurrent not in stored[0]

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import tvm
 from tvm import relax
 
+from tests.small_net import small_int8_model
+from tvmcompress import linking
 from tvmcompress.ir import graph, ops
+from tvmcompress.isa import isa_of
+from tvmcompress.lower.pipeline import lower, machine
 from tvmcompress.lower.weights import split
+from tvmcompress.passes import ToBf16
+from tvmcompress.target import Target
 
 
 def large(seed: int) -> np.ndarray:
@@ -87,3 +94,39 @@ def test_what_depends_on_constants_alone_is_prepared() -> None:
 def test_a_program_without_weights() -> None:
     parts = split(graph.program([("x", (3, 8), "float32")], lambda rw, x: [relax.op.nn.relu(x)]))
     assert parts.stored == [] and not parts.prepares
+
+
+def products():
+    """A program with every kind of product whose weights are packed: x (1, 8, 5, 5) to (1, 10), and x."""
+    random = np.random.default_rng(5)
+    shapes = [(24, 8, 3, 3), (24, 12, 1, 1), (24, 1, 3, 3)]
+
+    def constant(*shape):
+        return graph.const((random.standard_normal(shape) * 0.2).astype(np.float32))
+
+    def body(rw, x):
+        for shape, groups in zip(shapes, (1, 2, 24)):
+            y = rw.emit(relax.op.nn.conv2d(x, constant(*shape), padding=shape[2] // 2, groups=groups))
+            x = rw.emit(relax.op.nn.relu(y))
+        return [relax.op.matmul(rw.emit(relax.op.reshape(x, (1, 24 * 25))), constant(24 * 25, 10))]
+
+    return graph.program([("x", (1, 8, 5, 5), "float32")], body), random.standard_normal((1, 8, 5, 5), np.float32)
+
+
+@pytest.mark.parametrize("to", ["float32", "bf16", "int8"])
+def test_neutral_weights_are_those_of_the_program_and_give_the_same_results(to: str) -> None:
+    mod, x = products()
+    target = Target.load("native")
+    facts = isa_of(target.to_tvm(), target.l1d, target.l2)
+    if to == "int8":
+        model, x = small_int8_model()
+        mod = model.module
+    elif to == "bf16":
+        mod = ToBf16()(mod, None).module
+    results = []
+    for neutral in (False, True):
+        lowered = lower(mod, target.to_tvm(), facts, neutral=neutral)
+        results.append(machine(lowered, linking.linker(target))([x])[0])
+    np.testing.assert_array_equal(*results)
+    own = {tuple(graph.shape(c)) for b in graph.bindings(mod) for c in graph.constants_of(b.value)}
+    assert lowered.prepares and {tuple(t.shape) for t in lowered.stored} <= own

@@ -60,6 +60,8 @@ def _text(value: dict) -> str:
     sizes, target, source = value["sizes"], value["target"], value["source"]
     parts = ", ".join(f"{part} {bytes_text(sizes[part])}" for part in ("weights", "library", "golden"))
     described = " ".join(str(target[key]) for key in ("name", "triple", "cpu") if target.get(key))
+    if builds := value.get("builds"):
+        described = f"{target['name']}, {len(builds)} builds"
     lines = [f"{value['output']}: {bytes_text(sizes['package'])} for {described} ({parts})"]
     if source["bytes"]:
         lines.append(f"  {sizes['package'] / source['bytes']:.3f} of {source['name']} ({bytes_text(source['bytes'])})")

@@ -16,6 +16,7 @@ from tvmcompress.cli import options, screen
 
 if TYPE_CHECKING:
     from tvmcompress.inspection import Inspection
+    from tvmcompress.package import Package
 
 
 @click.command(epilog="Example:\n\n\b\n  tvmcompress inspect model.onnx --target rpi4")
@@ -33,7 +34,7 @@ def command(model: Path, shapes: dict, values: dict, target: str | None, layers:
 
         package = Package.load(model)
         value = {"sizes": package.sizes, **package.manifest}
-        screen.result(value, lambda: _package(value), json_path)
+        screen.result(value, lambda: _package(value, package.builds), json_path)
         return
     process.import_without_torch("tvm")
     from tvmcompress.inspection import inspect
@@ -63,7 +64,7 @@ def _model(found: Inspection, layers: bool) -> RenderableType:
     return Group(*parts)
 
 
-def _package(value: dict) -> Table:
+def _package(value: dict, builds: tuple[Package, ...]) -> Table:
     from tvmcompress.report import bytes_text
 
     def tensors(kind: str) -> list[tuple[str, str]]:
@@ -78,9 +79,22 @@ def _package(value: dict) -> Table:
     if macs := value.get("macs"):
         share = f"{macs['integer'] / macs['total']:.1%}" if macs["total"] else "-"
         rows += [("multiply-adds", f"{macs['total']:,}, {share} in integers")]
+    if memory := value.get("memory"):
+        rows += [("memory of weights", bytes_text(memory["weights"])), ("between layers", bytes_text(memory["arena"]))]
     rows += [("needs", " ".join(needs["features"]) or "nothing special")]
+    if len(builds) > 1:
+        rows += [("build", _build(build, needs["features"])) for build in builds]
     rows += [("versions", ", ".join(f"{name} {version}" for name, version in value["versions"].items()))]
     return _pairs(rows)
+
+
+def _build(build: Package, common: list[str]) -> str:
+    """One line; `common` are the features that every build needs."""
+    from tvmcompress.report import bytes_text
+
+    more = " ".join(sorted({*build.manifest["needs"]["features"]} - {*common}))
+    here = "" if build.refusal() else ", runs here"
+    return f"{build.target}, {bytes_text(build.library_bytes)}{here}" + f"; needs also {more}" * bool(more)
 
 
 def _pairs(rows: list[tuple[str, str]]) -> Table:

@@ -33,6 +33,7 @@ from tvmcompress.cli import options, screen
 )
 @click.option("--repeats", type=click.IntRange(1), metavar="N", help="Exactly so many timed runs, instead of a budget.")
 @click.option("--device", default="local", show_default=True, help="Where to run: local or rpc://host:port.")
+@options.build_option
 @options.threads_option
 @options.json_option
 @click.option("--html", type=options.PATH, help="Write a page with charts; it needs no other file.")
@@ -45,6 +46,7 @@ def command(
     budget: float,
     repeats: int | None,
     device: str,
+    build: str | None,
     threads: int | None,
     json_path: str | None,
     html: Path | None,
@@ -62,7 +64,7 @@ def command(
     if json_path not in (None, "-"):
         options.check_output(Path(str(json_path)), package, samples, reference)
     with options.opened(device) as place:
-        deployment = deploy(package, place, threads)
+        deployment = deploy(package, place, threads, build=build)
         with screen.progress() as progress:
             report = deployment.measure(
                 samples,

@@ -90,7 +90,13 @@ threads_option = click.option(
     "--threads", type=click.IntRange(1), metavar="N", help="Threads; all usable CPUs unless given."
 )
 target_option = click.option(
-    "--target", default="native", show_default=True, help="A target's name, file, triple, or native."
+    "--target",
+    default="native",
+    show_default=True,
+    help="A target's name, file, triple, or native; several with commas become builds of one package.",
+)
+build_option = click.option(
+    "--build", metavar="NAME", help="Of a package of several builds this one, not the best that can run there."
 )
 
 

@@ -14,10 +14,17 @@ from tvmcompress.cli import options, screen
 @click.option("--inputs", required=True, type=options.PATH, help="Inputs by name: .npz, .npy or a folder of them.")
 @click.option("--outputs", required=True, type=options.PATH, help="The .npz file to write, outputs by name.")
 @click.option("--device", default="local", show_default=True, help="Where to run: local or rpc://host:port.")
+@options.build_option
 @options.threads_option
 @options.json_option
 def command(
-    package: Path, inputs: Path, outputs: Path, device: str, threads: int | None, json_path: str | None
+    package: Path,
+    inputs: Path,
+    outputs: Path,
+    device: str,
+    build: str | None,
+    threads: int | None,
+    json_path: str | None,
 ) -> None:
     """Run a package on inputs from a file.
 
@@ -29,7 +36,7 @@ def command(
 
     options.check_output(outputs, package, inputs)
     with options.opened(device) as place:
-        deployment = deploy(package, place, threads)
+        deployment = deploy(package, place, threads, build=build)
         samples = Samples(inputs, deployment.package.inputs)
         with screen.progress() as progress:
             results = []
@@ -41,6 +48,7 @@ def command(
         save_npz(temporary, arrays)
     value = {
         "samples": len(results),
+        "build": deployment.build,
         "outputs": {n: {"shape": a.shape, "dtype": a.dtype.name} for n, a in arrays.items()},
     }
     screen.result(value, lambda: _text(value, outputs), json_path)
@@ -57,4 +65,4 @@ def _joined(arrays: list):  # type: ignore[no-untyped-def]  # NumPy is not impor
 
 def _text(value: dict, outputs: Path) -> str:
     rows = [f"  {name}: {row['dtype']} {'x'.join(map(str, row['shape']))}" for name, row in value["outputs"].items()]
-    return "\n".join([f"{outputs}: {value['samples']} sample(s)", *rows])
+    return "\n".join([f"{outputs}: {value['samples']} sample(s), by the build for {value['build']}", *rows])

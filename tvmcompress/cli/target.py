@@ -62,5 +62,8 @@ def _table(rows: list[dict]) -> Table:
 def _one(value: dict) -> Table:
     table = Table(box=None, show_header=False)
     for key, item in value.items():
-        table.add_row(key, Text(" ".join(item) if isinstance(item, list) else str(item)))
+        words = (
+            [part["name"] if isinstance(part, dict) else part for part in item] if isinstance(item, list) else [item]
+        )
+        table.add_row(key, Text(" ".join(map(str, words))))
     return table

@@ -21,14 +21,15 @@ if TYPE_CHECKING:
 @options.threads_option
 @options.json_option
 def command(package: Path, hashes_only: bool, device: str, threads: int | None, json_path: str | None) -> None:
-    """Check a package's hashes, then that it computes its golden outputs on this machine or another device."""
-    from tvmcompress.deployment import deploy
+    """Check a package's hashes, then that it computes its golden outputs on this machine or another device.
+
+    Of several builds every one that can run there is run.
+    """
     from tvmcompress.package import Package
 
     loaded = Package.load(package)
     with options.opened(device) as place:
-        run = None if place is None or hashes_only else deploy(loaded, place, threads)
-        verification = loaded.verify(threads=threads, hashes_only=hashes_only, run=run)
+        verification = loaded.verify(threads=threads, hashes_only=hashes_only, device=place)
     screen.result(verification.json(), lambda: _text(verification), json_path)
     if not verification.ok:
         failed = ", ".join(check.what for check in verification.checks if not check.ok)
@@ -37,4 +38,5 @@ def command(package: Path, hashes_only: bool, device: str, threads: int | None, 
 
 def _text(verification: Verification) -> str:
     rows = [(("good" if c.ok else "BAD "), c.what, f"({c.detail})" if c.detail else "") for c in verification.checks]
+    rows += [("not run:", reason, "") for reason in verification.not_run]
     return "\n".join(" ".join(row).rstrip() for row in rows)

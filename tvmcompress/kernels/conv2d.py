@@ -15,12 +15,16 @@ import tvm
 from tvm import te, tirx
 
 from tvmcompress.isa import BF16_BITS, Dot, Isa
-from tvmcompress.kernels.tile import Tile, attributes, choose_tile, crop, parts, product, round_up
+from tvmcompress.kernels.choices import Choices, untuned
+from tvmcompress.kernels.tile import Plan, Tile, attributes, crop, parts, product, round_up, tiles
 
 
 @dataclass(frozen=True)
 class Conv2d:
-    """Shape of a convolution: data (n, h, w, c), `oc` output channels, padding (top, left, bottom, right)."""
+    """Shape of a convolution: data (n, h, w, c), `oc` output channels, padding (top, left, bottom, right).
+
+    `zeros` of the c input channels only fill up the last step of a dot product.
+    """
 
     n: int
     h: int
@@ -32,6 +36,7 @@ class Conv2d:
     padding: tuple[int, int, int, int]
     dilation: tuple[int, int]
     groups: int = 1
+    zeros: int = 0
 
     @property
     def out(self) -> tuple[int, int]:
@@ -44,39 +49,29 @@ class Conv2d:
     @property
     def macs(self) -> int:
         oh, ow = self.out
-        return self.n * oh * ow * self.oc * (self.c // self.groups) * self.kernel[0] * self.kernel[1]
+        return self.n * oh * ow * self.oc * ((self.c - self.zeros) // self.groups) * self.kernel[0] * self.kernel[1]
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Decisions for one convolution: the tile, the depth of the dot product (1: none), its name and its rows."""
-
-    tile: Tile
-    depth: int
-    dot: str
-    data: str  # dtype in which the kernel reads its activations
-    rows: int = 1
-
-    @property
-    def sums(self) -> str:
-        """The dtype of the sums."""
-        return "int32" if self.data in ("int8", "uint8", "int16") else "float32"
-
-    def blocks(self, conv: Conv2d) -> int:
-        """Blocks of output channels of one group."""
-        return -(-(conv.oc // conv.groups) // self.tile.block)
+def key(conv: Conv2d, data: str) -> str:
+    """What the kernel is known by: `data` is the dtype in which it reads."""
+    window = f"{conv.kernel[0]}x{conv.kernel[1]}/{conv.strides[0]}x{conv.strides[1]}"
+    if conv.dilation != (1, 1):
+        window += f" dilated {conv.dilation[0]}x{conv.dilation[1]}"
+    groups = f" groups {conv.groups}" if conv.groups > 1 else ""
+    padding = ",".join(str(p) for p in conv.padding)
+    return f"conv2d {data} {conv.n}x{conv.h}x{conv.w}x{conv.c} to {conv.oc}, {window} pad {padding}{groups}"
 
 
-def plan(conv: Conv2d, isa: Isa, data: str, weight: str) -> Plan:
-    """Decide from the analytic model; integers use the dot product when the weights fit it."""
+def plan(conv: Conv2d, isa: Isa, data: str, weight: str, choices: Choices = untuned) -> Plan:
+    """Integers use the dot product when the weights fit it."""
     oh, ow = conv.out
     dot, data = instruction(conv, isa, data, weight)
     row_bytes = conv.c * conv.strides[1] * tvm.DataType(data).bits // 8
     outer, rows = conv.n * oh * conv.groups, dot.rows if dot else 1
-    tile = choose_tile(isa, ow, conv.oc // conv.groups, outer, row_bytes, conv.groups > 1, rows)
+    found = tiles(isa, ow, conv.oc // conv.groups, outer, row_bytes, conv.groups > 1, rows)
     if dot and dot.spaced:
         dot = dot.spaced(conv.strides[1])
-    return planned(tile, dot, data)
+    return planned(choices(key(conv, data))("tile", found), dot, data)
 
 
 def instruction(conv: Conv2d, isa: Isa, data: str, weight: str) -> tuple[Dot | None, str]:
@@ -113,7 +108,7 @@ def planned(tile: Tile, dot: Dot | None, data: str) -> Plan:
 def pack(weight: np.ndarray, conv: Conv2d, p: Plan) -> np.ndarray:
     """(O, C/groups, KH, KW) to the kernel's layout, zeros where blocks hang over."""
     oc, ic, kh, kw = weight.shape
-    group, blocks, block = oc // conv.groups, p.blocks(conv), p.tile.block
+    group, blocks, block = oc // conv.groups, p.blocks(conv.oc // conv.groups), p.tile.block
     icp = round_up(ic, p.depth)
     padded = np.zeros((conv.groups, blocks * block, icp, kh, kw), weight.dtype)
     padded[:, :group, :ic] = weight.reshape(conv.groups, group, ic, kh, kw)
@@ -129,7 +124,7 @@ def stored(packed: np.ndarray, p: Plan) -> np.ndarray:
 
 def packed_shape(conv: Conv2d, p: Plan) -> tuple[int, ...]:
     icp = round_up(conv.c // conv.groups, p.depth)
-    shape = (conv.groups * p.blocks(conv), *conv.kernel, icp // p.depth, p.tile.block)
+    shape = (conv.groups * p.blocks(conv.oc // conv.groups), *conv.kernel, icp // p.depth, p.tile.block)
     return (*shape, p.depth) if p.depth > 1 else shape
 
 
@@ -143,7 +138,7 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan, fill: int = 
     top, left, _, _ = conv.padding
     oh, ow = conv.out
     group_in, group_out = conv.c // conv.groups, conv.oc // conv.groups
-    gp, blocks, tile = round_up(group_in, p.depth), p.blocks(conv), p.tile
+    gp, blocks, tile = round_up(group_in, p.depth), p.blocks(conv.oc // conv.groups), p.tile
     owp = round_up(ow, tile.pixels)
     rows, cols = (oh - 1) * sh + (kh - 1) * dh + 1, (owp - 1) * sw + (kw - 1) * dw + 1
 
@@ -190,6 +185,6 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan, fill: int = 
         (conv.n, oh, owp, conv.groups * blocks, tile.block),
         lambda n, h, w, b, v: te.sum(term(n, h, w, b, v), axis=axes),
         name="conv2d",
-        attrs=attributes(tile, 2, p.dot, p.depth, p.rows, conv.groups > 1 and not parts(group_out, tile.block)),
+        attrs=attributes(key(conv, p.data), conv.macs, p, 2, conv.groups > 1 and not parts(group_out, tile.block)),
     )
     return crop(y, (conv.n, oh, ow, conv.oc), tile.block, group_out if conv.groups > 1 else 0, blocks)

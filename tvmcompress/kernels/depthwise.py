@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 from tvm import te, tirx
 from tvm.s_tir import Schedule
-from tvm.tirx import PrimFunc
 
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import FAMILY, generic
-from tvmcompress.kernels.conv2d import Conv2d
+from tvmcompress.kernels import FAMILY, MACS, generic
+from tvmcompress.kernels.choices import KEY, Choose, first
+from tvmcompress.kernels.conv2d import Conv2d, key
 from tvmcompress.kernels.tile import round_up
 
 
@@ -26,9 +26,13 @@ def pack(weight: np.ndarray, isa: Isa) -> np.ndarray:
     return packed
 
 
-def choose_pixels(isa: Isa, width: int) -> int:
-    """Pixels of a row kept in registers at a time: a divisor of the width, so that nothing hangs over."""
-    return max(p for p in range(1, min(8, isa.registers // 3) + 1) if width % p == 0)
+def strips(isa: Isa, width: int, channels: int) -> list[tuple[int, int]]:
+    """Pixels of a row by vectors of channels that registers hold: divisors, so that nothing hangs over."""
+    most = isa.registers // 3
+    pixels = [p for p in range(min(8, most), 0, -1) if width % p == 0]
+    vectors = [v for v in (2, 1) if channels % (v * isa.lanes) == 0]
+    found = [(p, v) for p in pixels for v in vectors if v == 1 or p * v + 2 <= isa.registers]
+    return sorted(found, key=lambda strip: -strip[0])
 
 
 def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, isa: Isa, fill: int = 0) -> te.Tensor:
@@ -65,30 +69,29 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, isa: Isa, fill: int =
         (conv.n, oh, ow, channels),
         lambda n, h, w, c: te.sum(term(n, h, w, c), axis=[ry, rx]),
         name="depthwise",
-        attrs={FAMILY: "depthwise", "pixels": choose_pixels(isa, ow)},
+        attrs={FAMILY: "depthwise", KEY: key(conv, str(x.dtype)), MACS: conv.macs},
     )
     return te.compute((conv.n, oh, ow, conv.oc), lambda *i: y[i], name="crop")
 
 
-def schedule(func: PrimFunc, isa: Isa) -> Schedule:
-    """Rows in parallel; a strip of pixels by one vector of channels in registers."""
-    sch = Schedule(func)
+def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
+    """Rows in parallel; a strip of pixels by one or two vectors of channels in registers."""
     before, anchor, after = generic.around_anchor(sch)
-    pixels = int(sch.get(anchor).annotations["pixels"])
     for block in after[:-1]:
         sch.compute_inline(block)
     last = after[-1]
     work = generic.extent(sch, sch.get_loops(anchor))
     n, h, w, c, kh, kw = sch.get_loops(anchor)
-    channels = int(sch.get(c).extent)
     lanes = isa.lanes
-    vectors = 2 if channels % (2 * lanes) == 0 and pixels * 2 + 2 <= isa.registers else 1
+    pixels, vectors = choose("strip", strips(isa, int(sch.get(w).extent), int(sch.get(c).extent)))
     w_outer, w_inner = sch.split(w, [None, pixels])
     c_outer, c_vector, c_inner = sch.split(c, [None, vectors, lanes])
     sch.reorder(n, h, w_outer, c_outer, kh, kw, w_inner, c_vector, c_inner)
     sch.reverse_compute_at(last, c_outer, preserve_unit_loops=True)
-    if work >= generic.PARALLEL_MACS and isa.cores > 1:
-        sch.parallel(sch.fuse(n, h))
+    if isa.cores > 1:
+        count = choose("tasks", first(2 if work >= generic.PARALLEL_MACS else 0, range(5)))
+        if count:
+            sch.parallel(sch.fuse(*(n, h, w_outer, c_outer)[:count]))
     sch.unroll(kh)
     sch.unroll(kw)
     sch.unroll(w_inner)
@@ -105,5 +108,4 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
     sch.unroll(outer)
     sch.vectorize(inner)
     for block in before:
-        generic.schedule_padding(sch, block, isa)
-    return sch
+        generic.schedule_padding(sch, block, isa, choose)

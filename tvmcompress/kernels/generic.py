@@ -8,10 +8,10 @@ import tvm
 from tvm import tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import LoopRV, SBlockRV
-from tvm.tirx import PrimFunc
 
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import FAMILY
+from tvmcompress.kernels.choices import Choose, first
 
 # Starting threads costs a few microseconds, and far more when another process has their core: below about ten
 # microseconds of work one thread is enough. In elements of memory-bound work, and in multiply-adds of products.
@@ -55,12 +55,24 @@ def vector_lanes(sch: Schedule, block: SBlockRV, isa: Isa) -> int:
     return max(isa.lanes * 32 // max(bits, 8), 1)
 
 
-def parallel(sch: Schedule, outer: list[LoopRV], isa: Isa) -> None:
-    """Fuse just enough outer loops to have a few tasks for each core, so that indices stay cheap inside."""
+def spread(sch: Schedule, block: SBlockRV, outer: list[LoopRV], work: int, isa: Isa, choose: Choose) -> None:
+    """Outer loops in parallel when there is enough to do.
+
+    Just enough of them are fused to have a few tasks for each core, so that indices stay cheap inside.
+    """
+    if not outer or isa.cores == 1 or work == 0:
+        return
     count = 1
     while count < len(outer) and extent(sch, outer[:count]) < 4 * isa.cores:
         count += 1
-    sch.parallel(sch.fuse(*outer[:count]) if count > 1 else outer[0])
+    best = count if work >= PARALLEL_WORK and extent(sch, outer) > 1 else 0
+    count = choose(f"{name(sch, block)}.tasks", first(best, range(len(outer) + 1)))
+    if count:
+        sch.parallel(sch.fuse(*outer[:count]) if count > 1 else outer[0])
+
+
+def name(sch: Schedule, block: SBlockRV) -> str:
+    return str(sch.get(block).name_hint)
 
 
 def reads_alike(sch: Schedule, block: SBlockRV) -> bool:
@@ -78,7 +90,7 @@ def reads_alike(sch: Schedule, block: SBlockRV) -> bool:
     return True
 
 
-def schedule_elementwise(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
+def schedule_elementwise(sch: Schedule, block: SBlockRV, isa: Isa, choose: Choose) -> None:
     """Outer loops parallel, the innermost in vectors; a short innermost axis is unrolled around vectors of the next."""
     loops = sch.get_loops(block)
     if not loops:
@@ -109,32 +121,31 @@ def schedule_elementwise(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
         sch.vectorize(rows_vector)
         outer.append(rows_outer)
     else:
-        outer += _vectorize(sch, inner, lanes, isa)
-    if outer and work >= PARALLEL_WORK and isa.cores > 1:
-        parallel(sch, outer, isa)
+        outer += _vectorize(sch, block, inner, lanes, isa, choose)
+    spread(sch, block, outer, work, isa, choose)
 
 
 def gathers(sch: Schedule, block: SBlockRV) -> bool:
     """Whether the block is a table looked up element by element."""
-    return sch.get(block).name_hint == "look_up"
+    return name(sch, block) == "look_up"
 
 
-def schedule_padding(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
+def schedule_padding(sch: Schedule, block: SBlockRV, isa: Isa, choose: Choose) -> None:
     """A copy into a padded buffer: whether a pixel is inside does not depend on its channels: those are the vector."""
     loops = sch.get_loops(block)
     lanes, work = vector_lanes(sch, block, isa), extent(sch, loops)
     *outer, inner = loops
-    outer += _vectorize(sch, inner, lanes, isa)
-    if outer and work >= PARALLEL_WORK and isa.cores > 1:
-        parallel(sch, outer, isa)
+    outer += _vectorize(sch, block, inner, lanes, isa, choose)
+    spread(sch, block, outer, work, isa, choose)
 
 
-def _vectorize(sch: Schedule, loop: LoopRV, lanes: int, isa: Isa) -> list[LoopRV]:
+def _vectorize(sch: Schedule, block: SBlockRV, loop: LoopRV, lanes: int, isa: Isa, choose: Choose) -> list[LoopRV]:
     """Make vectors of a loop; what remains outside of them. Tails are masked where that is free, else avoided."""
     size = extent(sch, [loop])
     if size <= lanes:
         sch.vectorize(loop)
         return []
+    lanes = choose(f"{name(sch, block)}.vector", [n for n in (lanes, 2 * lanes) if n <= max(size, lanes)])
     if size % lanes and not isa.masked:
         while lanes > 4 and size % lanes:
             lanes //= 2
@@ -148,7 +159,7 @@ def power_of_two(value: int) -> int:
     return 1 << (max(value, 1).bit_length() - 1)
 
 
-def schedule_reduction(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
+def schedule_reduction(sch: Schedule, block: SBlockRV, isa: Isa, choose: Choose) -> None:
     """Vectors along the last spatial axis where the reduction leaves it; else along the reduction, by partial sums."""
     ivs = sch.get(block).iter_vars
     loops = sch.get_loops(block)
@@ -166,8 +177,7 @@ def schedule_reduction(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
         rest, vector = sch.split(inner, [None, min(lanes, power_of_two(size))])
         sch.reorder(*outer, rest, *reduce, vector)
         sch.vectorize(vector)
-        if work >= PARALLEL_WORK and isa.cores > 1 and extent(sch, [*outer, rest]) > 1:
-            parallel(sch, [*outer, rest], isa)
+        spread(sch, block, [*outer, rest], work, isa, choose)
         init = sch.decompose_reduction(block, sch.get_loops(block)[-(len(reduce) + 1)])
         sch.vectorize(sch.get_loops(init)[-1])
         return
@@ -180,7 +190,7 @@ def schedule_reduction(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
         rows = loops[: len(spatial)]
         if rows:
             # Before the initialisation is split off: after that TVM no longer sees a reduction.
-            spread(sch, rows, work, isa)
+            spread(sch, block, rows, work, isa, choose)
             loops = sch.get_loops(partial)
             rows = loops[: -1 - len(reduce)]
             sch.reverse_compute_at(block, rows[-1], preserve_unit_loops=True)
@@ -189,13 +199,7 @@ def schedule_reduction(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
         init = sch.decompose_reduction(partial, loops[-1 - len(reduce)])
         sch.vectorize(sch.get_loops(init)[-1])
         return
-    spread(sch, rows, work, isa)
-
-
-def spread(sch: Schedule, rows: list[LoopRV], work: int, isa: Isa) -> None:
-    """Rows in parallel when there is enough to do."""
-    if rows and work >= PARALLEL_WORK and isa.cores > 1 and extent(sch, rows) > 1:
-        parallel(sch, rows, isa)
+    spread(sch, block, rows, work, isa, choose)
 
 
 def varies_last(sch: Schedule, block: SBlockRV, ivs, spatial: list[LoopRV], loops: list[LoopRV]) -> bool:
@@ -211,16 +215,14 @@ def varies_last(sch: Schedule, block: SBlockRV, ivs, spatial: list[LoopRV], loop
     return True
 
 
-def schedule(func: PrimFunc, isa: Isa) -> Schedule:
+def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     """Inline element-wise work into its only reader, then schedule each remaining block by itself."""
-    sch = Schedule(func)
     inline(sch)
     for block in blocks_of(sch):
         if is_reduction(sch, block):
-            schedule_reduction(sch, block, isa)
+            schedule_reduction(sch, block, isa, choose)
         else:
-            schedule_elementwise(sch, block, isa)
-    return sch
+            schedule_elementwise(sch, block, isa, choose)
 
 
 def inline(sch: Schedule) -> None:

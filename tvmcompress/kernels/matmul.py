@@ -7,19 +7,29 @@ The weight is packed to [blocks, K, block], or for dot products of depth d to [b
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import tvm
 from tvm import te, tirx
 
 from tvmcompress.isa import Isa
-from tvmcompress.kernels.conv2d import Plan, operands, planned, stored
-from tvmcompress.kernels.tile import attributes, choose_tile, crop, product, round_up
+from tvmcompress.kernels.choices import Choices, untuned
+from tvmcompress.kernels.conv2d import operands, planned, stored
+from tvmcompress.kernels.tile import Plan, attributes, crop, product, round_up, tiles
 
 
-def plan(rows: int, k: int, channels: int, outer: int, isa: Isa, data: str, weight: str) -> Plan:
+def key(rows: int, k: int, channels: int, outer: int, data: str) -> str:
+    """What the kernel is known by: `data` is the dtype in which it reads."""
+    return f"matmul {data} {outer}x{rows}x{k} to {channels}"
+
+
+def plan(
+    rows: int, k: int, channels: int, outer: int, isa: Isa, data: str, weight: str, choices: Choices = untuned
+) -> Plan:
     dot, data = operands(isa, data, weight, rows, k)
-    tile = choose_tile(isa, rows, channels, outer, k * tvm.DataType(data).bits // 8, step=dot.rows if dot else 1)
-    return planned(tile, dot, data)
+    found = tiles(isa, rows, channels, outer, k * tvm.DataType(data).bits // 8, step=dot.rows if dot else 1)
+    return planned(choices(key(rows, k, channels, outer, data))("tile", found), dot, data)
 
 
 def pack(weight: np.ndarray, p: Plan) -> np.ndarray:
@@ -67,19 +77,16 @@ def compute(x: te.Tensor, weight: te.Tensor, n: int, p: Plan) -> te.Tensor:
             return te.sum(product(source[(*b, r, rk * p.depth + rd)], weight[o, rk, v, rd], sums), axis=axes)
         return te.sum(product(source[(*b, r, rk)], weight[o, rk, v], sums), axis=axes)
 
-    y = te.compute(
-        (*batch, mp, blocks, tile.block),
-        element,
-        name="matmul",
-        attrs=attributes(tile, len(batch), p.dot, p.depth, p.rows),
-    )
+    attrs = attributes(key(m, k, n, math.prod(batch), p.data), math.prod((*batch, m, k, n)), p, len(batch))
+    y = te.compute((*batch, mp, blocks, tile.block), element, name="matmul", attrs=attrs)
     return crop(y, (*batch, m, n), tile.block)
 
 
-def plan_batched(rows: int, k: int, channels: int, outer: int, isa: Isa, data: str) -> Plan:
+def plan_batched(rows: int, k: int, channels: int, outer: int, isa: Isa, data: str, choices: Choices = untuned) -> Plan:
     """For two live operands; floats only. The dot product takes whole steps of its depth."""
     dot, data = operands(isa, data, data, rows, k, whole=True)
-    return planned(choose_tile(isa, rows, channels, outer, step=dot.rows if dot else 1), dot, data)
+    found = tiles(isa, rows, channels, outer, step=dot.rows if dot else 1)
+    return planned(choices(key(rows, k, channels, outer, data))("tile", found), dot, data)
 
 
 def compute_batched(x: te.Tensor, y: te.Tensor, p: Plan) -> te.Tensor:
@@ -124,6 +131,6 @@ def compute_batched(x: te.Tensor, y: te.Tensor, p: Plan) -> te.Tensor:
         (*batch, mp, blocks, tile.block),
         lambda *i: te.sum(term(*i), axis=[rk, rd] if depth > 1 else [rk]),
         name="matmul",
-        attrs=attributes(tile, rank, p.dot, p.depth, p.rows),
+        attrs=attributes(key(m, k, n, math.prod(batch), p.data), math.prod((*batch, m, k, n)), p, rank),
     )
     return crop(z, (*batch, m, n), tile.block)

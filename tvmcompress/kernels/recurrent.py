@@ -15,13 +15,13 @@ from __future__ import annotations
 import math
 
 import tvm
+from tvm import te
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import FAMILY
-from tvmcompress.kernels.conv2d import Plan
-from tvmcompress.kernels.tile import Tile
+from tvmcompress.kernels import FAMILY, MACS
+from tvmcompress.kernels.tile import Plan, Tile
 
 LAYER = """
 @T.prim_func(private=True, s_tir=True)
@@ -34,7 +34,7 @@ def recurrent({parameters}):
         for j in range({hidden}):
             with T.sblock("start"):
                 vn, vj = T.axis.remap("SS", [n, j])
-                T.sblock_attr({{"{family}": "ready"}})
+                T.sblock_attr({{"{family}": "ready", "{macs_key}": {macs}}})
                 h[vn, vj] = h0[vn, vj]
                 {start_cell}
     for step in range({time}):
@@ -120,6 +120,13 @@ def gru(p: Plan, time: int, batch: int, hidden: int, order: tuple[int, ...], bac
     return layer(p, shapes, statements, "T.float32(0)", "", backward)
 
 
+def pack(weight: te.Tensor, p: Plan) -> te.Tensor:
+    """`matmul.pack` of R (H, gates H) as a tensor expression."""
+    hidden, wide = (int(d) for d in weight.shape)
+    block = p.tile.block
+    return te.compute((wide // block, hidden, block), lambda b, k, v: weight[k, b * block + v], name="pack")
+
+
 def packed(p: Plan, gates: int, hidden: int) -> tuple[int, int, int]:
     return gates * hidden // p.tile.block, hidden, p.tile.block
 
@@ -138,6 +145,7 @@ def layer(
     parameters = ", ".join(f'{name}: T.Buffer({shape}, "float32")' for name, shape in shapes.items())
     source = LAYER.format(
         parameters=parameters, time=time, batch=batch, hidden=hidden, wide=wide, blocks=blocks, block=block, at=at,
-        vectors=p.tile.vectors, lanes=lanes, family=FAMILY, first=first, start_cell=start_cell, cells=cells,
+        vectors=p.tile.vectors, lanes=lanes, family=FAMILY, macs_key=MACS,
+        macs=time * batch * hidden * wide, first=first, start_cell=start_cell, cells=cells,
     )  # fmt: skip
     return tvm.script.from_source(source, {"T": T})

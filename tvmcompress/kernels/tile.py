@@ -9,17 +9,15 @@ are multiples of the tile: what hangs over the edge is computed on padding and n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tvm import te, tirx
 from tvm.s_tir import Schedule
-from tvm.tirx import PrimFunc
 
 from tvmcompress.isa import BF16_BITS, Isa
-from tvmcompress.kernels import FAMILY, generic
-
-Choose = Callable[[str, Sequence], object]
+from tvmcompress.kernels import FAMILY, MACS, generic
+from tvmcompress.kernels.choices import KEY, Choose, first
 
 GROUP = "group"  # the block that takes a group's channels out of a tile
 CACHE_WAY = 4096  # bytes: first-level caches are indexed by an address within a page, so a way is one page
@@ -39,14 +37,34 @@ class Tile:
         return self.vectors * self.lanes
 
 
+@dataclass(frozen=True)
+class Plan:
+    """Decisions for one product: the tile, the depth of the dot product (1: none), its name and its rows."""
+
+    tile: Tile
+    depth: int
+    dot: str
+    data: str  # dtype in which the kernel reads its activations
+    rows: int = 1
+
+    @property
+    def sums(self) -> str:
+        """The dtype of the sums."""
+        return "int32" if self.data in ("int8", "uint8", "int16") else "float32"
+
+    def blocks(self, channels: int) -> int:
+        """Blocks that so many channels make."""
+        return -(-channels // self.tile.block)
+
+
 def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def choose_tile(
+def tiles(
     isa: Isa, rows: int, channels: int, outer: int = 1, row_bytes: int = 0, whole: bool = False, step: int = 1
-) -> Tile:
-    """The tile with the lowest estimated cycles for `outer` independent problems of rows x channels.
+) -> list[Tile]:
+    """Tiles by their estimated cycles for `outer` independent problems of rows x channels, the lowest first.
 
     A tile of p x n vectors costs p*n multiply-adds on two ports and p broadcasts + n loads on two load ports each step
     of the reduction, at least as many steps as hide the latency of a multiply-add; edges waste what they pad. One
@@ -60,7 +78,7 @@ def choose_tile(
     `step`: how many rows an instruction takes at a time. It then takes as many fewer channels, so that a vector of sums
     needs as many registers of weights; and putting rows together costs an instruction.
     """
-    best, best_cost = Tile(1, 1, isa.lanes), math.inf
+    found: list[tuple[float, Tile]] = []
     latency = 8  # multiply-adds in flight that keep two ports busy
     most = rows
     if row_bytes and row_bytes % CACHE_WAY == 0:
@@ -74,18 +92,17 @@ def choose_tile(
         for pixels in range(step, min(round_up(most, step), isa.registers) + 1, step):
             if pixels * vectors + weights + 1 > isa.registers:
                 break
-            tiles = outer * math.ceil(rows / pixels) * math.ceil(channels / (vectors * isa.lanes))
+            count = outer * math.ceil(rows / pixels) * math.ceil(channels / (vectors * isa.lanes))
             sums = pixels * vectors + (pixels // step if step > 1 else 0)
             cost = max(sums, pixels + weights, latency if rows * channels > isa.lanes else sums)
             # Fewer, larger tiles amortise their prologue and epilogue.
-            total = tiles * (cost + 0.5)
-            if isa.cores > 1 and tiles < isa.cores:
-                total *= isa.cores / max(tiles, 1)
-            if total < best_cost:
-                best, best_cost = Tile(pixels, vectors, isa.lanes), total
-    if whole and best_cost == math.inf:
-        return choose_tile(isa, rows, channels, outer, row_bytes, step=step)
-    return best
+            total = count * (cost + 0.5)
+            if isa.cores > 1 and count < isa.cores:
+                total *= isa.cores / max(count, 1)
+            found.append((total, Tile(pixels, vectors, isa.lanes)))
+    if whole and not found:
+        return tiles(isa, rows, channels, outer, row_bytes, step=step)
+    return [tile for _, tile in sorted(found, key=lambda pair: pair[0])] or [Tile(step, 1, isa.lanes)]
 
 
 def parts(channels: int, block: int) -> bool:
@@ -93,13 +110,15 @@ def parts(channels: int, block: int) -> bool:
     return block >= channels or channels % block == 0
 
 
-def attributes(tile: Tile, outer: int, dot: str, depth: int, rows: int, apart: bool = False) -> dict:
-    """Annotations of the anchor block; `outer` is the number of loops before p; the rest is of the dot product.
+def attributes(key: str, macs: int, plan: Plan, outer: int, apart: bool = False) -> dict:
+    """Annotations of the anchor block of the kernel `key`; `outer` is the number of loops before p.
 
     `apart`: the blocks of a group hang over into the next one's channels, so that the epilogue is a pass by itself.
     """
-    sizes = [tile.pixels, tile.vectors, tile.lanes, outer]
-    return {FAMILY: "tile", "tile": sizes, "dot": dot, "depth": depth, "rows": rows, "apart": apart}
+    tile = plan.tile
+    size = [tile.pixels, tile.vectors, tile.lanes, outer]
+    product = {"dot": plan.dot, "depth": plan.depth, "rows": plan.rows}
+    return {FAMILY: "tile", KEY: key, MACS: macs, "tile": size, **product, "apart": apart}
 
 
 def product(data: te.TensorSlice, weight: te.TensorSlice, sums: str) -> tirx.Expr:
@@ -133,12 +152,11 @@ def real(x: te.Tensor) -> te.Tensor:
     return te.compute(x.shape, lambda *i: tirx.reinterpret("float32", word(*i)), name="real")
 
 
-def schedule(func: PrimFunc, isa: Isa) -> Schedule:
+def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     """Keep each tile's sums in registers, its epilogue right behind, tiles in parallel.
 
-    Works on `func` after fusion: blocks before the anchor are padding or packing, blocks after it the epilogue.
+    Works on a program after fusion: blocks before the anchor are padding or packing, blocks after it the epilogue.
     """
-    sch = Schedule(func)
     before, anchor, after = generic.around_anchor(sch)
     facts = sch.get(anchor).annotations
     pixels, vectors, lanes, outer = (int(v) for v in facts["tile"])
@@ -162,25 +180,34 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
         taken = [p_taken, v_inner]
         interleave(sch, anchor, rows, lanes // rows)
     # Channels outermost among what is parallel: a thread keeps one block of weights while it walks the rows.
-    order = [*heads[:1], b, *heads[1:], p_outer]
+    if choose("outermost", ("channels", "rows")) == "channels":
+        order = [*heads[:1], b, *heads[1:], p_outer]
+    else:
+        order = [*heads, p_outer, b]
+    unroll = choose("unroll", [n for n in (1, 2, 4) if generic.extent(sch, steps[-1:]) % n == 0])
+    if unroll > 1:
+        *others, long = steps
+        long, short = sch.split(long, [None, unroll])
+        sch.unroll(short)
+        steps = [*others, long, short]
     sch.reorder(*order, *steps, p_inner, v_outer, *taken, *inner)
     for block in [*kept, *([] if apart else [last])]:
-        sch.reverse_compute_at(block, p_outer, preserve_unit_loops=True)
+        sch.reverse_compute_at(block, order[-1], preserve_unit_loops=True)
 
-    if work >= generic.PARALLEL_MACS * (4 if dot else 1) and isa.cores > 1:
+    if isa.cores > 1:
         # Rows of tiles are one task as long as that leaves enough tasks; else single tiles are.
-        tasks = generic.extent(sch, order[:-1])
-        if tasks >= 4 * isa.cores:
-            sch.parallel(sch.fuse(*order[:-1]))
-        else:
-            sch.parallel(sch.fuse(*order))
+        fused = len(order) - (generic.extent(sch, order[:-1]) >= 4 * isa.cores)
+        small = work < generic.PARALLEL_MACS * (4 if dot else 1)
+        count = choose("tasks", first(0 if small else fused, range(len(order) + 1)))
+        if count:
+            sch.parallel(sch.fuse(*order[:count]))
     for loop in (p_inner, v_outer):
         sch.unroll(loop)
     if not dot:
         sch.vectorize(v_inner)
 
     if apart:
-        generic.schedule_elementwise(sch, last, isa)
+        generic.schedule_elementwise(sch, last, isa, choose)
     else:
         straight(sch, last, 2, lanes)
     for block in kept:
@@ -201,8 +228,7 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
         for code in {d.code for d in isa.dots if d.intrinsic.rpartition("_")[0] == kind and d.code}:
             sch.annotate(start[0], "pragma_import_llvm", code)
     for block in before:
-        generic.schedule_padding(sch, block, isa)
-    return sch
+        generic.schedule_padding(sch, block, isa, choose)
 
 
 def interleave(sch: Schedule, anchor, rows: int, lanes: int) -> None:

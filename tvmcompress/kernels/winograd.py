@@ -19,11 +19,11 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import te, tirx
 from tvm.s_tir import Schedule
-from tvm.tirx import PrimFunc
 
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import FAMILY, generic
-from tvmcompress.kernels.conv2d import Conv2d
+from tvmcompress.kernels import FAMILY, MACS, generic
+from tvmcompress.kernels.choices import KEY, Choices, Choose, untuned
+from tvmcompress.kernels.conv2d import Conv2d, key
 from tvmcompress.kernels.tile import Tile, round_up, straight
 
 OUT, PATCH, KERNEL = 4, 6, 3
@@ -93,18 +93,20 @@ def applies(conv: Conv2d, isa: Isa) -> bool:
     )
 
 
-@functools.cache
-def plan(conv: Conv2d, isa: Isa) -> Plan | None:
-    """The cheapest division into tasks, or None where the direct convolution should be faster."""
+def plan(conv: Conv2d, isa: Isa, choices: Choices = untuned) -> Plan | None:
+    """A division into tasks, or None for the direct convolution."""
     if not applies(conv, isa):
         return None
-    best = min(plans(conv, isa), key=lambda p: p.cycles)
+    choose, found = choices(key(conv, "float32")), plans(conv, isa)
     direct = conv.macs / isa.lanes / min(isa.cores, MEASURED) / DIRECT
-    return best if best.cycles < 0.9 * direct else None
+    faster = found[0].cycles < 0.9 * direct
+    algorithm = choose("algorithm", ("winograd", "direct") if faster else ("direct", "winograd"))
+    return choose("division", found) if algorithm == "winograd" else None
 
 
+@functools.cache
 def plans(conv: Conv2d, isa: Isa) -> list[Plan]:
-    """All divisions into tasks whose patches are whole tiles."""
+    """All divisions into tasks whose patches are whole tiles, the cheapest first."""
     high, wide = (-(-side // OUT) for side in conv.out)
     cores, found = min(isa.cores, MEASURED), []
     for rows in range(1, min(high, 8) + 1):
@@ -118,7 +120,7 @@ def plans(conv: Conv2d, isa: Isa) -> list[Plan]:
                         break
                     tile = Tile(pixels, vectors, isa.lanes)
                     found.append(Plan(rows, columns, tile, tasks * cycles(conv, isa, patches, tile)))
-    return found
+    return sorted(found, key=lambda p: p.cycles)
 
 
 def whole(pixels: int, rows: int, columns: int) -> bool:
@@ -178,7 +180,12 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan) -> te.Tensor
         (PATCH, PATCH, *grid, blocks, block),
         lambda u, v, n, i, j, b, o: te.sum(data[u, v, n, i, j, rc] * weight[u * PATCH + v, b, rc, o], axis=[rc]),
         name="sums",
-        attrs={FAMILY: "winograd", "plan": [p.rows, p.columns, p.tile.pixels, p.tile.vectors, p.tile.lanes]},
+        attrs={
+            FAMILY: "winograd",
+            KEY: key(conv, "float32"),
+            MACS: conv.macs,
+            "plan": [p.rows, p.columns, p.tile.pixels, p.tile.vectors, p.tile.lanes],
+        },
     )
     rows = te.compute(
         (*grid, OUT, PATCH, blocks * block),
@@ -199,9 +206,8 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan) -> te.Tensor
     )
 
 
-def schedule(func: PrimFunc, isa: Isa) -> Schedule:
+def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     """Groups of patches in parallel, each transformed, multiplied and transformed back while it is in the caches."""
-    sch = Schedule(func)
     blocks = {sch.get(b).name_hint: b for b in generic.blocks_of(sch)}
     _, anchor, after = generic.around_anchor(sch)
     high, wide, pixels, vectors, lanes = (int(v) for v in sch.get(anchor).annotations["plan"])
@@ -240,7 +246,7 @@ def schedule(func: PrimFunc, isa: Isa) -> Schedule:
         sch.compute_at(blocks[name], c_outer)
         straight(sch, blocks[name], 2)
     straight(sch, blocks["data"], 2)
-    if isa.cores > 1:
-        sch.parallel(sch.fuse(n, down, across))
+    count = choose("tasks", (3, 2, 1)) if isa.cores > 1 else 0
+    if count:
+        sch.parallel(sch.fuse(*(n, down, across)[:count]))
     straight(sch, sch.decompose_reduction(anchor, c_sum), 2)
-    return sch

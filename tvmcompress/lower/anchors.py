@@ -20,6 +20,7 @@ from tvmcompress.kernels import conv2d as conv_kernel
 from tvmcompress.kernels import depthwise as depthwise_kernel
 from tvmcompress.kernels import matmul as matmul_kernel
 from tvmcompress.kernels import movement, normalization, tile, winograd
+from tvmcompress.kernels.choices import Choices, untuned
 from tvmcompress.kernels.conv2d import Conv2d
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -31,8 +32,8 @@ ANCHOR = {"op_pattern": 4}  # TVM's kOutEWiseFusable: element-wise work may be f
 class Anchors:
     """The visitor. `done` collects what became a kernel: name, kind, macs, whether in integers, and the tile."""
 
-    def __init__(self, isa: Isa) -> None:
-        self.isa = isa
+    def __init__(self, isa: Isa, choices: Choices, neutral: bool = False) -> None:
+        self.isa, self.choices, self.neutral = isa, choices, neutral
         self.done: list[dict] = []
         self.bits: dict[Expr, Expr] = {}  # what is read as the bits of bfloat16, and these
         self.handlers: dict[str, Callable] = {
@@ -69,15 +70,14 @@ class Anchors:
         if conv.groups == 1:
             x = self.whole_steps(rw, x, conv_kernel.instruction(conv, self.isa, *kinds)[0])
             c = graph.shape(x)[-1]
-            conv = replace(conv, c=c)
+            conv = replace(conv, c=c, zeros=c - ic)
         if conv.groups == c and conv.groups > 1 and oc % c == 0:
             return self.depthwise(rw, var, x, weight, conv, fill)
-        if kinds == ("float32", "float32") and (fast := winograd.plan(conv, self.isa)):
+        if kinds == ("float32", "float32") and (fast := winograd.plan(conv, self.isa, self.choices)):
             return self.winograd(rw, var, x, weight, conv, fast)
-        p = conv_kernel.plan(conv, self.isa, *kinds)
-        self.note(var, "conv2d", conv.macs // c * ic * conv.groups, kinds, p.tile)  # without channels that are padding
-        packed = pack(
-            rw,
+        p = conv_kernel.plan(conv, self.isa, *kinds, self.choices)
+        self.note(var, "conv2d", conv.macs, kinds, p.tile)
+        packed = self.pack(
             weight,
             lambda value: conv_kernel.pack(value, conv, p),
             lambda e: self.operand(rw, pack_conv(rw, e, conv, p), p),
@@ -102,6 +102,11 @@ class Anchors:
             primfunc_attrs=ANCHOR,
         )
 
+    def pack(self, weight: Expr, now: Callable[[np.ndarray], np.ndarray], later: Callable[[Expr], Expr]) -> Expr:
+        """Packed by NumPy now when the value is known; else, or to keep it for other targets too, by operators."""
+        known = graph.is_const(weight) and not self.neutral
+        return graph.const(now(graph.value(weight))) if known else later(weight)
+
     def operand(self, rw: Rewriter, x: Expr, p: conv_kernel.Plan) -> Expr:
         """Activations as the kernel reads them: bfloat16 as bits, once, where it has a dot product for them."""
         if p.data != BF16_BITS:
@@ -123,8 +128,7 @@ class Anchors:
 
     def depthwise(self, rw, var, x, weight, conv, fill):
         self.note(var, "depthwise", conv.macs, (graph.dtype(x), graph.dtype(weight)), None)
-        packed = pack(
-            rw,
+        packed = self.pack(
             weight,
             lambda value: depthwise_kernel.pack(value, self.isa),
             lambda e: pack_depthwise(rw, e, conv, self.isa),
@@ -148,10 +152,10 @@ class Anchors:
             return self.batched(rw, var, x, y) if kinds[0] in FLOATS and kinds[1] in FLOATS else None
         _, n = graph.shape(y)
         outer = int(np.prod(dims[:-2]))
-        p = matmul_kernel.plan(dims[-2], dims[-1], n, outer, self.isa, *kinds)
+        p = matmul_kernel.plan(dims[-2], dims[-1], n, outer, self.isa, *kinds, self.choices)
         self.note(var, "matmul", int(np.prod(dims)) * n, kinds, p.tile)
-        packed = pack(
-            rw, y, lambda value: matmul_kernel.pack(value, p), lambda e: self.operand(rw, pack_matmul(rw, e, p), p)
+        packed = self.pack(
+            y, lambda value: matmul_kernel.pack(value, p), lambda e: self.operand(rw, pack_matmul(rw, e, p), p)
         )
         call = rw.builder.call_te(
             lambda data, taps: matmul_kernel.compute(data, taps, n, p),
@@ -217,7 +221,7 @@ class Anchors:
         self.note(var, "matmul", int(np.prod(dims)) * graph.shape(x)[-1], (graph.dtype(x), graph.dtype(y)), None)
         kinds, k = {graph.dtype(x), graph.dtype(y)}, graph.shape(x)[-1]
         data = kinds.pop() if len(kinds) == 1 else "float32"
-        p = matmul_kernel.plan_batched(dims[-2], k, n, int(np.prod(dims[:-2])), self.isa, data)
+        p = matmul_kernel.plan_batched(dims[-2], k, n, int(np.prod(dims[:-2])), self.isa, data, self.choices)
         call = rw.builder.call_te(
             lambda a, b: matmul_kernel.compute_batched(a, b, p),
             self.operand(rw, x, p),
@@ -266,11 +270,6 @@ def depends_on_constants(rw: Rewriter, expr: Expr) -> bool:
     return isinstance(call, relax.Call) and all(depends_on_constants(rw, a) for a in call.args)
 
 
-def pack(rw: Rewriter, weight: Expr, now: Callable[[np.ndarray], np.ndarray], later: Callable[[Expr], Expr]) -> Expr:
-    """Packed by NumPy now when the value is known; else by operators."""
-    return graph.const(now(graph.value(weight))) if graph.is_const(weight) else later(weight)
-
-
 def pad_to(rw: Rewriter, expr: Expr, dims: tuple[int, ...]) -> Expr:
     """Zeros behind each axis up to `dims`."""
     old = graph.shape(expr)
@@ -281,7 +280,7 @@ def pad_to(rw: Rewriter, expr: Expr, dims: tuple[int, ...]) -> Expr:
 def pack_conv(rw: Rewriter, weight: Expr, conv: Conv2d, p: conv_kernel.Plan) -> Expr:
     """`kernels.conv2d.pack` as operators."""
     oc, ic, kh, kw = graph.shape(weight)
-    group, blocks, block = oc // conv.groups, p.blocks(conv), p.tile.block
+    group, blocks, block = oc // conv.groups, p.blocks(conv.oc // conv.groups), p.tile.block
     icp = -(-ic // p.depth) * p.depth
     e = rw.emit(relax.op.reshape(weight, (conv.groups, group, ic, kh, kw)))
     e = pad_to(rw, e, (conv.groups, blocks * block, icp, kh, kw))
@@ -316,7 +315,12 @@ def pack_matmul(rw: Rewriter, weight: Expr, p: conv_kernel.Plan) -> Expr:
     return e if p.depth > 1 else rw.emit(relax.op.squeeze(e, [3]))
 
 
-def anchors(mod: tvm.IRModule, isa: Isa) -> tuple[tvm.IRModule, list[dict]]:
-    """The program with kernels in place of convolutions and matrix products, and a row for each of these."""
-    visitor = Anchors(isa)
+def anchors(
+    mod: tvm.IRModule, isa: Isa, choices: Choices = untuned, neutral: bool = False
+) -> tuple[tvm.IRModule, list[dict]]:
+    """The program with kernels in place of convolutions and matrix products, and a row for each of these.
+
+    `neutral` keeps weights in the program's own layout: they are packed when a package is loaded.
+    """
+    visitor = Anchors(isa, choices, neutral)
     return graph.rewrite(mod, visitor), visitor.done

@@ -29,7 +29,7 @@ def lower_cuda(mod: tvm.IRModule, target: Target) -> Lowered:
     """Compile a program for a GPU with its weights outside, as `pipeline.lower` does for a CPU."""
     parts = split(ops.expand(mod))
     executable = _build(parts.module, target)
-    return Lowered(executable, parts.stored, parts.inputs, parts.prepares, fallbacks={}, layers=[])
+    return Lowered(executable, parts.stored, parts.inputs, parts.prepares, fallbacks={}, layers=[], kernels=[])
 
 
 def build_cuda(mod: tvm.IRModule, target: Target) -> relax.VMExecutable:

@@ -15,13 +15,15 @@ from tvmcompress import threads
 from tvmcompress.ir import ops
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import approximation
+from tvmcompress.kernels.choices import Choices, untuned
 from tvmcompress.lower.anchors import anchors
 from tvmcompress.lower.bfloat16 import share_bits
 from tvmcompress.lower.channels_last import channels_last
 from tvmcompress.lower.decompose import decompose
 from tvmcompress.lower.integer import integer
+from tvmcompress.lower.memory import Memory, arena, trusted
 from tvmcompress.lower.recurrent import roll
-from tvmcompress.lower.schedules import schedule
+from tvmcompress.lower.schedules import kernels, schedule
 from tvmcompress.lower.weights import split
 
 
@@ -29,8 +31,8 @@ from tvmcompress.lower.weights import split
 class Lowered:
     """A built executable and what belongs to it.
 
-    `main(inputs…, weights…)` returns a tuple; the weights are `stored`, or what `prepare(stored…)` returns when
-    `prepares`. `fallbacks` names the tensor programs that got no schedule of a family or none at all.
+    `main(inputs…, rest…)` returns a tuple; the rest is `stored`, or what `prepare(stored…)` returns when `prepares`.
+    `fallbacks` names the tensor programs that got no schedule of a family or none at all.
     """
 
     executable: relax.VMExecutable
@@ -39,6 +41,8 @@ class Lowered:
     prepares: bool
     fallbacks: dict[str, str]
     layers: list[dict]
+    kernels: list[dict]  # see `schedules.kernels`
+    memory: Memory | None = None
 
 
 def graph_steps(isa: Isa) -> list[tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]]:
@@ -64,13 +68,19 @@ def tensor_steps(target: tvm.target.Target) -> list[tvm.ir.transform.Pass]:
     ]
 
 
-def machine_steps() -> list[tvm.ir.transform.Pass]:
-    """TVM's own: from tensor programs and calls to virtual-machine code with a static memory plan."""
+def call_steps() -> list[tvm.ir.transform.Pass]:
+    """TVM's own: from operators to calls of tensor programs that write into tensors allocated before."""
     return [
         relax.transform.RewriteDataflowReshape(),
         relax.transform.ToNonDataflow(),
         relax.transform.RemovePurityChecking(),
         relax.transform.CallTIRRewrite(),
+    ]
+
+
+def machine_steps() -> list[tvm.ir.transform.Pass]:
+    """TVM's own: to virtual-machine code, with a plan for the memory that is still allocated with each call."""
+    return [
         relax.transform.StaticPlanBlockMemory(),
         relax.transform.LowerAllocTensor(),
         relax.transform.KillAfterLastUse(),
@@ -86,18 +96,24 @@ def lower(
     target: tvm.target.Target,
     isa: Isa,
     between: Callable[[str, tvm.IRModule], None] | None = None,
+    choices: Choices = untuned,
+    neutral: bool = False,
 ) -> Lowered:
-    """Compile a program for a CPU. `between(step, module)` is called after each step, for dumps and timing."""
+    """Compile a program for a CPU. `between(step, module)` is called after each step, for dumps and timing.
+
+    `choices(key)` makes a kernel's decisions (kernels.choices). `neutral` stores weights as the program has them, so
+    that builds for several targets share them; `prepare` then packs them when the package is loaded.
+    """
     approximation.install()
     watch = between or (lambda _step, _mod: None)
     # First, while the steps look as they were imported.
-    mod, steps = roll(mod, isa)
+    mod, steps = roll(mod, isa, neutral)
     watch("roll", mod)
     for name, step in graph_steps(isa):
         mod = step(mod)
         watch(name, mod)
     # Kernels for what costs time; what stays are element-wise operators, data movement and reductions.
-    mod, layers = anchors(mod, isa)
+    mod, layers = anchors(mod, isa, choices, neutral)
     mod = share_bits(mod)
     mod = ops.expand(mod)
     watch("anchors", mod)
@@ -106,12 +122,25 @@ def lower(
     with target, tvm.transform.PassContext(opt_level=3, config=config(isa)):
         mod = tvm.transform.Sequential(tensor_steps(target))(mod)
         watch("fuse", mod)
-        scheduled = schedule(mod, isa)
+        scheduled = schedule(mod, isa, choices)
         watch("schedule", scheduled.module)
-        executable = relax.build(
-            scheduled.module, target, relax_pipeline=tvm.transform.Sequential(machine_steps()), exec_mode="bytecode"
-        )
-    return Lowered(executable, parts.stored, parts.inputs, parts.prepares, scheduled.fallbacks, [*steps, *layers])
+        mod = tvm.transform.Sequential(call_steps())(scheduled.module)
+        # After the schedules: whether a kernel may write over an operand depends on them.
+        mod, memory = arena(mod, parts.inputs)
+        watch("arena", mod)
+        mod = tvm.transform.Sequential(machine_steps())(mod)
+        mod = trusted(mod, parts.inputs)
+        executable = relax.build(mod, target, relax_pipeline=tvm.transform.Sequential([]), exec_mode="bytecode")
+    return Lowered(
+        executable,
+        stored=parts.stored,
+        inputs=parts.inputs,
+        prepares=any(var.name_hint == "prepare" for var in mod.get_global_vars()),
+        fallbacks=scheduled.fallbacks,
+        layers=[*steps, *layers],
+        kernels=kernels(mod),
+        memory=memory,
+    )
 
 
 def config(isa: Isa) -> dict:

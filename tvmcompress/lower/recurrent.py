@@ -238,8 +238,8 @@ def follows(one: Cell, after: Cell) -> bool:
 class Roll:
     """The visitor. `taken`: variables that are a layer's result at one time; `rows`: stacks of such."""
 
-    def __init__(self, chains: list[list[Cell]], definitions: dict[Var, Expr], isa: Isa) -> None:
-        self.isa, self.definitions = isa, definitions
+    def __init__(self, chains: list[list[Cell]], definitions: dict[Var, Expr], isa: Isa, neutral: bool) -> None:
+        self.isa, self.definitions, self.neutral = isa, definitions, neutral
         self.done: list[dict] = []
         self.first = {chain[0].out: chain for chain in chains}
         self.out = {cell.out: (chain[0].out, cell.time) for chain in chains for cell in chain}
@@ -273,12 +273,11 @@ class Roll:
         p = recurrent.plan(self.isa, wide)
         row = {"name": cell.out.name, "kind": "recurrent", "macs": time * batch * hidden * wide, "integer": False}
         self.done.append(row | {"dtype": "float32xfloat32", "tile": [p.tile.pixels, p.tile.vectors]})
-        blocks = wide // p.tile.block
-        if graph.is_const(weight):
+        if graph.is_const(weight) and not self.neutral:
             packed = graph.const(matmul.pack(graph.value(weight), p))
         else:
-            e = rw.emit(relax.op.reshape(weight, (hidden, blocks, p.tile.block)))
-            packed = rw.emit(relax.op.permute_dims(e, (1, 0, 2)))
+            # As a tensor program: operators on a constant would be folded further down.
+            packed = rw.emit(rw.builder.call_te(lambda r: recurrent.pack(r, p), weight, primfunc_name_hint="pack"))
         backward = chain[0].time > chain[-1].time
         sequence = relax.TensorType((time, batch, hidden), "float32")
         if cell.bias is not None:
@@ -320,10 +319,10 @@ class Roll:
         return None
 
 
-def roll(mod: tvm.IRModule, isa: Isa) -> tuple[tvm.IRModule, list[dict]]:
-    """The program, and a row for each layer as `anchors` has them."""
+def roll(mod: tvm.IRModule, isa: Isa, neutral: bool = False) -> tuple[tvm.IRModule, list[dict]]:
+    """The program, and a row for each layer, as `anchors` has them; so is `neutral`."""
     found = chains(mod)
     if not found:
         return mod, []
-    visitor = Roll(found, graph.definitions(mod), isa)
+    visitor = Roll(found, graph.definitions(mod), isa, neutral)
     return graph.rewrite(mod, visitor), visitor.done

@@ -10,14 +10,16 @@ from tvm import tirx
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.tirx import PrimFunc
 
-from tvmcompress.isa import Isa
-from tvmcompress.kernels import FAMILY, depthwise, generic, lookup, tile, winograd
+from tvmcompress.isa import BF16_BITS, Isa
+from tvmcompress.kernels import FAMILY, MACS, depthwise, generic, lookup, tile, winograd
+from tvmcompress.kernels.choices import KEY, Choices, Choose
 
-FAMILIES: dict[str, Callable[[PrimFunc, Isa], Schedule]] = {
+WORK = "tvmcompress.work"  # an attribute of functions: family, multiply-accumulates, arithmetic
+FAMILIES: dict[str, Callable[[Schedule, Isa, Choose], None]] = {
     "tile": tile.schedule,
     "depthwise": depthwise.schedule,
     "winograd": winograd.schedule,
-    "ready": lambda func, _isa: Schedule(func),  # written with its schedule
+    "ready": lambda _sch, _isa, _choose: None,  # written with its schedule
 }
 
 
@@ -29,24 +31,53 @@ class Scheduled:
     fallbacks: dict[str, str] = field(default_factory=dict)
 
 
-def family_of(func: PrimFunc) -> str:
-    """The family whose anchor block is in `func`, or an empty string."""
-    sch = Schedule(func)
+def anchor_of(sch: Schedule) -> tuple[str, str]:
+    """The family of the anchor block and the kernel's key, or empty strings."""
     for block in generic.blocks_of(sch):
         annotations = sch.get(block).annotations
         if FAMILY in annotations:
-            return str(annotations[FAMILY])
-    return ""
+            return str(annotations[FAMILY]), str(annotations.get(KEY, ""))
+    return "", ""
 
 
-def schedule(mod: tvm.IRModule, isa: Isa) -> Scheduled:
+def work(func: PrimFunc) -> list | None:
+    """Family, MACs and arithmetic of a program that multiplies."""
+    sch = Schedule(func)
+    for block in generic.blocks_of(sch):
+        node = sch.get(block)
+        if MACS in node.annotations:
+            bits = any(str(region.source.ty.dtype) == BF16_BITS for region in node.reads)
+            bf16 = bits and bool(node.annotations.get("dot"))
+            integer = str(node.writes[0].source.ty.dtype).startswith("int")
+            arithmetic = "int8" if integer else "bfloat16" if bf16 else "float32"
+            return [str(node.annotations[FAMILY]), int(node.annotations[MACS]), arithmetic]
+    return None
+
+
+def kernels(mod: tvm.IRModule) -> list[dict]:
+    """A row for each scheduled program that multiplies: name, family, macs of one call, and arithmetic.
+
+    That is what its instructions are for: float32, bfloat16 or int8.
+    """
+    rows = []
+    for var, func in mod.functions_items():
+        if isinstance(func, PrimFunc) and func.attrs and WORK in func.attrs:
+            family, macs, arithmetic = func.attrs[WORK]
+            rows.append(
+                {"name": var.name_hint, "family": str(family), "macs": int(macs), "arithmetic": str(arithmetic)}
+            )
+    return rows
+
+
+def schedule(mod: tvm.IRModule, isa: Isa, choices: Choices) -> Scheduled:
+    """Every tensor program with a schedule; those without an anchor take their decisions under their own name."""
     functions, fallbacks = {}, {}
     for var, func in mod.functions_items():
         if not isinstance(func, PrimFunc) or (func.attrs and "tirx.is_scheduled" in func.attrs):
             functions[var] = func
             continue
         try:
-            functions[var] = apply(func, isa)
+            functions[var] = apply(func, isa, choices, var.name_hint)
         except Exception as error:  # TVM's schedule errors have no class of their own
             try:
                 functions[var] = plain(func, isa)
@@ -54,17 +85,19 @@ def schedule(mod: tvm.IRModule, isa: Isa) -> Scheduled:
             except Exception as second:
                 functions[var] = func
                 fallbacks[var.name_hint] = f"no schedule: {reason(second)}"
+        if multiplies := work(func):
+            functions[var] = functions[var].with_attr(WORK, multiplies)
     return Scheduled(tvm.IRModule(functions, attrs=mod.attrs), fallbacks)
 
 
-def apply(func: PrimFunc, isa: Isa) -> PrimFunc:
+def apply(func: PrimFunc, isa: Isa, choices: Choices, name: str) -> PrimFunc:
     sch = Schedule(func)
     if [sch.get(block).name_hint for block in generic.blocks_of(sch)] == [lookup.NAME]:
         kernel = lookup.look_up(func, isa)
         if kernel is not None:
             return kernel
-    family = family_of(func)
-    sch = FAMILIES[family](func, isa) if family else generic.schedule(func, isa)
+    family, key = anchor_of(sch)
+    (FAMILIES[family] if family else generic.schedule)(sch, isa, choices(key or name))
     return finished(func, sch)
 
 

@@ -105,13 +105,13 @@ def first_equals(mod: tvm.IRModule) -> dict[GenericConst, GenericConst]:
         found: dict[bytes, GenericConst] = {}
         different = list(dict.fromkeys(group))
         for c in different:
-            key = digest(c) if len(different) > 1 else b""
+            key = digest(c.value) if len(different) > 1 else b""
             first[c] = found.setdefault(key, c)
     return first
 
 
-def digest(constant: GenericConst) -> bytes:
-    value = np.ascontiguousarray(graph.value(constant))
+def digest(tensor: tvm.runtime.Tensor) -> bytes:
+    value = np.ascontiguousarray(graph.as_numpy(tensor))
     return hashlib.blake2b(value.reshape(-1).view(np.uint8).data, digest_size=32).digest()
 
 

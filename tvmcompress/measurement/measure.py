@@ -81,7 +81,7 @@ class Measurement:
             size=_size(package, reference),
             quality=quality,
             latency=_latency(us, them),
-            memory=_memory(us, them),
+            memory=_memory(us, them) | {"plan": package.manifest.get("memory")},
             energy=_energy(us, them, why_not),
             layers=layers(package.manifest),
             how=_how(ours, reference, self.repeats, self.budget_s),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,7 @@ class Racer:
     function: Callable[[Mapping[str, np.ndarray]], Any] | None = None
     timer: Callable[[Mapping[str, np.ndarray], int], list[float]] | None = None  # what times itself, elsewhere
     ms: list[float] = field(default_factory=list)
+    rounds: list[float] = field(default_factory=list)  # the median of each turn
     joules: dict[str, float] = field(default_factory=dict)
     cold: list[dict] = field(default_factory=list)
     peak: int = 0
@@ -122,7 +124,9 @@ def _race(
                 size = size if repeats is None else min(size, repeats - len(racer.ms))
                 if size > 0:
                     before = energy.read(sensors)
-                    racer.ms += turn(size)
+                    ms = turn(size)
+                    racer.ms += ms
+                    racer.rounds.append(statistics.median(ms))
                     for name, joules in energy.since(before, sensors).items():
                         racer.joules[name] = racer.joules.get(name, 0.0) + joules
                     time.sleep(PAUSE_S)

@@ -1,9 +1,10 @@
 """One runtime in a process of its own, run as `python -m tvmcompress.measurement.worker`.
 
 The first line on stdin says what to load: {"kind": "package" | "onnx" | "openvino", "path", "inputs": a .npz,
-"threads"}, for OpenVINO also "precision": "f32", or "" for its own choice. The answer
-has the time from an interpreter with NumPy to the first outputs. Then each line {"run": n} is answered with n times in
-ms, and {"peak": true} with the largest memory that the process has had.
+"threads"}, for a package also "build" if it is to be that one, for OpenVINO also "precision": "f32", or "" for its own
+choice. The answer has the time from an interpreter with NumPy to the first outputs. Then each line {"run": n} is
+answered with n times in ms, {"peak": true} with the largest memory that the process has had, and for a package
+{"profile": seconds} with what `profiling.profile` finds.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tvmcompress.errors import TvmcompressError
+
+if TYPE_CHECKING:
+    from tvmcompress.package import Package
+    from tvmcompress.runtime import Program
 
 
 def main() -> int:
@@ -41,7 +46,12 @@ def main() -> int:
         answer({"load_ms": (loaded - start) * 1e3, "cold_start_ms": (first - start) * 1e3, "bare_bytes": bare})
         for line in sys.stdin:
             order = json.loads(line)
-            answer({"ms": times(call, order["run"])} if "run" in order else {"peak_bytes": memory("VmHWM")})
+            if "run" in order:
+                answer({"ms": times(call, order["run"])})
+            elif "profile" in order:
+                answer(call.profile(order["profile"]))
+            else:
+                answer({"peak_bytes": memory("VmHWM")})
     except TvmcompressError as error:
         answer({"error": str(error)})
         return error.exit_code
@@ -60,21 +70,34 @@ def times(call: Callable[[], Any], count: int) -> list[float]:
     return found
 
 
+class PackageRun:
+    """A package and its inputs."""
+
+    def __init__(self, package: Package, program: Program, inputs: dict[str, np.ndarray]):
+        from tvmcompress import runtime
+
+        self._package, self._program = package, program
+        self._arrays = []
+        for spec in package.inputs:
+            self._arrays.append(runtime.aligned(inputs[spec.name].shape, inputs[spec.name].dtype))
+            np.copyto(self._arrays[-1], inputs[spec.name])
+
+    def __call__(self) -> list[np.ndarray]:
+        return self._program(self._arrays)
+
+    def profile(self, seconds: float) -> dict:
+        from tvmcompress.measurement.profiling import profile
+
+        return profile(self._package, self._program, self._arrays, seconds)
+
+
 def open_package(order: dict) -> Callable:
     from tvmcompress import runtime
     from tvmcompress.package import Package
 
-    package = Package.load(order["path"])
+    package = Package.load(order["path"]).pick(build=order.get("build"))
     program = runtime.open_package(package, order["threads"])
-
-    def prepare(inputs: dict[str, np.ndarray]) -> Callable:
-        arrays = []
-        for spec in package.inputs:
-            arrays.append(runtime.aligned(inputs[spec.name].shape, inputs[spec.name].dtype))
-            np.copyto(arrays[-1], inputs[spec.name])
-        return lambda: program(arrays)
-
-    return prepare
+    return lambda inputs: PackageRun(package, program, inputs)
 
 
 def open_onnx(order: dict) -> Callable:

@@ -1,0 +1,1 @@
+"""What `scripts/bench` runs: races against other runtimes, profiles, single layers; tables and charts of them."""

@@ -1,0 +1,109 @@
+"""Measures the figures that README quotes, interleaved with what they are compared to, each runtime in its own process.
+
+    scripts/bench                        all of it, about half an hour
+    scripts/bench --networks resnet18    some networks
+    scripts/bench --times                only latencies, of more networks, against the other runtimes
+    scripts/bench --kernels              single convolutions, as shares of the processor's peak
+    scripts/bench --memory               also loading, compressing and compiling a model of 400 MB
+    scripts/bench --readme               write the tables into README.md
+    scripts/bench --from build/bench.json --readme    measure nothing, write it all from figures that are there
+
+Networks are those of tests/networks.py, and as light_NAME those that the onnx package carries: real shapes, seeded
+weights. Beside the JSON lie the same as Markdown, and charts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from scripts.benchmark import layers, memory, network, tables
+from scripts.benchmark.subjects import MORE, USUAL
+from tvmcompress import cpu
+
+ROOT = Path(__file__).parents[2]
+MARKERS = ("<!-- figures: written by scripts/bench -->", "<!-- end of figures -->")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser("scripts/bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    made.add_argument("--networks", help=f"default: {USUAL}; with --kernels: {layers.NETWORKS}")
+    made.add_argument("--times", action="store_true", help=f"only latencies; default networks also {MORE}")
+    made.add_argument("--kernels", action="store_true", help="only single convolutions")
+    made.add_argument("--seconds", type=float, default=8.0, help="of timing for each network")
+    made.add_argument("--stock", default="resnet18,mobilenet_v2", help="networks also compiled by TVM's default")
+    made.add_argument("--memory", action="store_true", help="also peak memory of compiling")
+    made.add_argument("--readme", action="store_true", help="write the tables into README.md")
+    made.add_argument("--from", type=Path, dest="stored", metavar="JSON", help="figures measured before")
+    made.add_argument("--json", type=Path, help="default: build/bench.json; with --kernels: build/kernels.json")
+    return made
+
+
+def measure(options: argparse.Namespace) -> dict:
+    """Everything that was asked for; each row is printed as soon as it is there."""
+    result: dict = {"machine": cpu.model_name(), "threads": cpu.usable()}
+    with tempfile.TemporaryDirectory(prefix="tvmcompress-bench-") as folder:
+        if options.kernels:
+            names = (options.networks or layers.NETWORKS).split(",")
+            result["layers"] = layers.measure(Path(folder), names, show)
+            return result
+        result["networks"] = []
+        for name in (options.networks or (f"{USUAL},{MORE}" if options.times else USUAL)).split(","):
+            stock = name in options.stock.split(",") and not options.times
+            result["networks"].append(network.measure(name, Path(folder), options.seconds, stock, options.times))
+            show(result["networks"][-1])
+        if options.memory:
+            result["memory"] = memory.memory(Path(folder))
+    return result
+
+
+def show(row: dict) -> None:
+    print(json.dumps(without(row, ("profile", "rounds"))), file=sys.stderr, flush=True)
+
+
+def without(value: object, keys: tuple[str, ...]) -> object:
+    if not isinstance(value, dict):
+        return value
+    return {key: without(inner, keys) for key, inner in value.items() if key not in keys}
+
+
+def write_readme(text: str) -> None:
+    readme = ROOT / "README.md"
+    before, rest = readme.read_text().split(MARKERS[0], 1)
+    after = rest.split(MARKERS[1], 1)[1] if MARKERS[1] in rest else rest
+    readme.write_text(before + MARKERS[0] + "\n" + text + "\n" + MARKERS[1] + after)
+
+
+def draw(result: dict, path: Path) -> None:
+    """Charts beside the JSON at `path`."""
+    from scripts.benchmark import chart
+
+    if "layers" in result:
+        chart.layers(result, path.with_suffix(".png"))
+        return
+    chart.ratios(result, path.with_suffix(".png"))
+    if all("profile" in row for row in result["networks"]):
+        chart.shares(result, path.with_name(f"{path.stem}-shares.png"))
+
+
+def main() -> None:
+    options = parser().parse_args()
+    result = json.loads(options.stored.read_text()) if options.stored else measure(options)
+    single = "layers" in result
+    path = options.json or options.stored or ROOT / "build" / ("kernels.json" if single else "bench.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    text = tables.layers(result) if single else tables.table(result)
+    print(text)
+    whole = text if single else f"{text}\n\n{tables.kernels(result)}".rstrip()
+    path.with_suffix(".md").write_text(whole + "\n")
+    draw(result, path)
+    if options.readme and not single:
+        write_readme(text)
+
+
+if __name__ == "__main__":
+    main()
