@@ -85,8 +85,6 @@ def schedule(mod: tvm.IRModule, isa: Isa, choices: Choices) -> Scheduled:
             except Exception as second:
                 functions[var] = func
                 fallbacks[var.name_hint] = f"no schedule: {reason(second)}"
-        if multiplies := work(func):
-            functions[var] = functions[var].with_attr(WORK, multiplies)
     return Scheduled(tvm.IRModule(functions, attrs=mod.attrs), fallbacks)
 
 
@@ -114,7 +112,9 @@ def plain(func: PrimFunc, isa: Isa) -> PrimFunc:
 
 
 def finished(func: PrimFunc, sch: Schedule) -> PrimFunc:
-    return announced(sch.mod["main"]).with_attr("tirx.is_scheduled", True)
+    new = announced(sch.mod["main"]).with_attr("tirx.is_scheduled", True)
+    multiplies = work(func)
+    return new.with_attr(WORK, multiplies) if multiplies else new
 
 
 def announced(func: PrimFunc) -> PrimFunc:
