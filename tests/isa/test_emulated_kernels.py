@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import tvm
 from tvm import te
+from tvm.s_tir import Schedule
 
 from tests import reference
 from tests.lower.tools import random_bytes
 from tvmcompress.isa import Isa, isa_of
 from tvmcompress.kernels import conv2d, matmul, tile
+from tvmcompress.kernels.choices import analytic
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.target import Target
 
@@ -46,7 +48,8 @@ def convolution(isa: Isa, kind: str) -> tuple[tvm.IRModule, list[np.ndarray], np
     data = te.placeholder(x.shape, kind)
     taps = te.placeholder(conv2d.packed_shape(CONV, p), kind)
     y = conv2d.compute(data, taps, CONV, p)
-    scheduled = tile.schedule(te.create_prim_func([data, taps, y]), isa)
+    scheduled = Schedule(te.create_prim_func([data, taps, y]))
+    tile.schedule(scheduled, isa, analytic)
     return scheduled.mod, [x, conv2d.pack(w, CONV, p)], reference.conv2d(x, w, CONV)
 
 
@@ -56,7 +59,8 @@ def product(isa: Isa, kind: str) -> tuple[tvm.IRModule, list[np.ndarray], np.nda
     p = matmul.plan(rows, k, n, 1, isa, kind, kind)
     data, taps = te.placeholder(x.shape, kind), te.placeholder(matmul.packed_shape(k, n, p), kind)
     y = matmul.compute(data, taps, n, p)
-    scheduled = tile.schedule(te.create_prim_func([data, taps, y]), isa)
+    scheduled = Schedule(te.create_prim_func([data, taps, y]))
+    tile.schedule(scheduled, isa, analytic)
     wide = np.int64 if kind == "int8" else np.float64
     return scheduled.mod, [x, matmul.pack(w, p)], x.astype(wide) @ w.astype(wide)
 

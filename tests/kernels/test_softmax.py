@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from tests.lower.tools import build, need
+from tests.lower.tools import build, dequantized, need, random_bytes
 from tvmcompress import linking
 from tvmcompress.ir import graph
 from tvmcompress.lower.pipeline import machine
@@ -26,3 +26,17 @@ def test_softmax(shape, name: str) -> None:
     (got,) = machine(lowered, linking.linker(Target.load(name)))([x])
     power = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
     np.testing.assert_allclose(got, power / power.sum(-1, keepdims=True), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_of_bytes(shape, dtype: str) -> None:
+    """The full range of bytes; where rows are long enough nothing is dequantized before."""
+    x, scale = random_bytes(shape, dtype), np.float32(0.07)
+    body = lambda rw, q: [relax.op.nn.softmax(dequantized(rw, q, scale, 9), -1)]  # noqa: E731
+    lowered = build(graph.program([("x", shape, dtype)], body), "native")
+    assert not lowered.fallbacks
+    assert shape[-1] < 16 or "dequantize" not in lowered.executable.as_text()
+    (got,) = machine(lowered, linking.linker(Target.load("native")))([x])
+    power = np.exp((x.astype(np.float64) - x.max(-1, keepdims=True)) * np.float64(scale))
+    np.testing.assert_allclose(got, power / power.sum(-1, keepdims=True), rtol=1e-5, atol=1e-9)

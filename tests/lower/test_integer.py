@@ -232,15 +232,6 @@ def f32(value: float):
     return graph.const(np.float32(value))
 
 
-def test_softmax_by_table() -> None:
-    def body(rw, q):
-        return [quantized(rw, rw.emit(relax.op.nn.softmax(dequantized(rw, q), -1)), 1 / 256, 0)]
-
-    assert names(body, (3, 10)) == ["call_tir:softmax_table", "quantize"]
-    across = lambda rw, q: [relax.op.nn.softmax(dequantized(rw, q), 0)]  # noqa: E731
-    assert names(across, (3, 10)) == ["dequantize", "nn.softmax"]
-
-
 def test_cheap_functions_are_computed() -> None:
     def body(rw, q):
         return [quantized(rw, rw.emit(relax.op.add(dequantized(rw, q), f32(0.3))), 0.2, 0)]

@@ -67,9 +67,9 @@ def layer_norm(x: te.Tensor, gain: te.Tensor, shift: te.Tensor, epsilon: float) 
 # Accumulators of one vector, halved until one number is left; what is no whole vector comes after, one by one.
 SOFTMAX = """
 @T.prim_func(private=True, s_tir=True)
-def softmax(x: T.Buffer({shape}, "float32"), y: T.Buffer({shape}, "float32")):
+def softmax(x: T.Buffer({shape}, "{data}"), y: T.Buffer({shape}, "float32")):
     T.func_attr({{"tirx.noalias": True, "op_pattern": 8}})
-    top = T.sblock_alloc_buffer(({rows}, {columns}, {lanes}))
+    top = T.sblock_alloc_buffer(({rows}, {columns}, {lanes}), "{wide}")
     total = T.sblock_alloc_buffer(({rows}, {columns}, {lanes}))
     for r in T.{parallel}({rows}):
         for p in range({columns}):
@@ -77,29 +77,37 @@ def softmax(x: T.Buffer({shape}, "float32"), y: T.Buffer({shape}, "float32")):
                 with T.sblock("start"):
                     i, j, k = T.axis.remap("SSS", [r, p, v])
                     T.sblock_attr({{"{family}": "ready"}})
-                    top[i, j, k] = x[i, j, k]
+                    top[i, j, k] = T.cast(x[i, j, k], "{wide}")
                     total[i, j, k] = T.float32(0)
             for c in range({whole} - 1):
                 for v in T.vectorized({lanes}):
                     with T.sblock("max"):
                         i, j, q, k = T.axis.remap("SSSS", [r, p, c, v])
-                        top[i, j, k] = T.max(top[i, j, k], x[i, j, (q + 1) * {lanes} + k])
+                        top[i, j, k] = T.max(
+                            top[i, j, k], T.cast(x[i, j, (q + 1) * {lanes} + k], "{wide}")
+                        )
 {halve_top}
             for c in range({rest}):
                 with T.sblock("max_rest"):
                     i, j, q = T.axis.remap("SSS", [r, p, c])
-                    top[i, j, 0] = T.max(top[i, j, 0], x[i, j, {whole} * {lanes} + q])
+                    top[i, j, 0] = T.max(
+                        top[i, j, 0], T.cast(x[i, j, {whole} * {lanes} + q], "{wide}")
+                    )
             for c in range({whole}):
                 for v in T.vectorized({lanes}):
                     with T.sblock("power"):
                         i, j, q, k = T.axis.remap("SSSS", [r, p, c, v])
-                        y[i, j, q * {lanes} + k] = T.exp(x[i, j, q * {lanes} + k] - top[i, j, 0])
+                        y[i, j, q * {lanes} + k] = T.exp(
+                            T.cast(T.cast(x[i, j, q * {lanes} + k], "{wide}") - top[i, j, 0], "float32"){scale}
+                        )
                         total[i, j, k] = total[i, j, k] + y[i, j, q * {lanes} + k]
 {halve_total}
             for c in range({rest}):
                 with T.sblock("power_rest"):
                     i, j, q = T.axis.remap("SSS", [r, p, c])
-                    y[i, j, {whole} * {lanes} + q] = T.exp(x[i, j, {whole} * {lanes} + q] - top[i, j, 0])
+                    y[i, j, {whole} * {lanes} + q] = T.exp(
+                        T.cast(T.cast(x[i, j, {whole} * {lanes} + q], "{wide}") - top[i, j, 0], "float32"){scale}
+                    )
                     total[i, j, 0] = total[i, j, 0] + y[i, j, {whole} * {lanes} + q]
             with T.sblock("inverse"):
                 i, j = T.axis.remap("SS", [r, p])
@@ -114,8 +122,13 @@ HALVE = """
 """
 
 
-def softmax_rows(rows: int, columns: int, n: int, parallel: bool) -> PrimFunc:
-    """softmax over the last axis of (rows, columns, n), n >= LANES, each row while it is in the first cache."""
+def softmax_rows(
+    rows: int, columns: int, n: int, parallel: bool, data: str = "float32", scale: float = 1.0
+) -> PrimFunc:
+    """softmax(x * scale) over the last axis of (rows, columns, n), n >= LANES, each row while it is in the first cache.
+
+    `data`: the dtype of x, float32 or a byte. Of bytes the distance to the row's maximum is exact.
+    """
     halves = [LANES >> step for step in range(1, LANES.bit_length())]
 
     def halve(name: str, combine: str) -> str:
@@ -126,6 +139,8 @@ def softmax_rows(rows: int, columns: int, n: int, parallel: bool) -> PrimFunc:
     source = SOFTMAX.format(
         shape=(rows, columns, n), rows=rows, columns=columns, family=FAMILY,
         parallel="parallel" if parallel else "serial",
+        data=data, wide="float32" if data == "float32" else "int32",
+        scale=f" * T.float32({scale!r})" if scale != 1 else "",
         halve_top=halve("top", "T.max({}, {})"), halve_total=halve("total", "{} + {}"),
         results=STEPS.format(name="scale", store="y[i, j, k] = y[i, j, k] * total[i, j, 0]", **common),
         **{key: value for key, value in common.items() if key != "n"},

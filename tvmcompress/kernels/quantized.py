@@ -1,4 +1,4 @@
-"""Element-wise integer work: requantization, shifts of signedness, tables, sums of pools, softmax by table."""
+"""Element-wise integer work: requantization, shifts of signedness, tables, sums of pools."""
 
 from __future__ import annotations
 
@@ -109,18 +109,3 @@ def sum_pool(builder: BlockBuilder, q: Expr, kernel: list[int], strides: list[in
         )
 
     return builder.call_te(compute, q, primfunc_name_hint="sum_pool")
-
-
-def softmax(builder: BlockBuilder, q: Expr, scale: float) -> Expr:
-    """Softmax over the last axis of integers, in float32: exp is a table of the 256 distances to the maximum."""
-    entries = np.exp(-np.arange(256, dtype=np.float64) * scale).astype(np.float32)
-    *rows, size = graph.shape(q)
-
-    def compute(x, table):
-        k, j = te.reduce_axis((0, size), "k"), te.reduce_axis((0, size), "j")
-        top = te.compute(rows, lambda *i: te.max(x[(*i, k)].astype("int32"), axis=[k]), name="softmax_max")
-        power = te.compute((*rows, size), lambda *i: table[top[i[:-1]] - x[i].astype("int32")], name="softmax_exp")
-        total = te.compute(rows, lambda *i: te.sum(power[(*i, j)], axis=[j]), name="softmax_sum")
-        return te.compute((*rows, size), lambda *i: power[i] / total[i[:-1]], name="softmax_norm")
-
-    return builder.call_te(compute, q, graph.const(entries), primfunc_name_hint="softmax_table")

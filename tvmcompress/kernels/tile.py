@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from tvm import te, tirx
 from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import SBlockRV
 
 from tvmcompress.isa import BF16_BITS, Isa
 from tvmcompress.kernels import FAMILY, MACS, generic
@@ -161,8 +162,9 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     facts = sch.get(anchor).annotations
     pixels, vectors, lanes, outer = (int(v) for v in facts["tile"])
     dot, depth, rows = str(facts["dot"]), int(facts["depth"]), int(facts["rows"])
+    after, larger = broadcast_from(sch, after)
     kept = [block for block in after[:-1] if sch.get(block).name_hint == GROUP]
-    for block in after[:-1]:
+    for block in [*after[:-1], *larger[:-1]]:
         if block not in kept:
             sch.compute_inline(block)
     last = after[-1]
@@ -229,6 +231,18 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
             sch.annotate(start[0], "pragma_import_llvm", code)
     for block in before:
         generic.schedule_padding(sch, block, isa, choose)
+    for block in larger[-1:]:
+        generic.schedule_elementwise(sch, block, isa, choose)
+
+
+def broadcast_from(sch: Schedule, after: list[SBlockRV]) -> tuple[list[SBlockRV], list[SBlockRV]]:
+    """The blocks behind the anchor of its own size, and those from the first that is larger.
+
+    Such is the product of an image and its channels' gates: there is more to do than in the anchor.
+    """
+    sizes = [generic.extent(sch, sch.get_loops(block)) for block in after]
+    larger = next((i for i in range(1, len(after)) if sizes[i] > sizes[0]), len(after))
+    return after[:larger], after[larger:]
 
 
 def interleave(sch: Schedule, anchor, rows: int, lanes: int) -> None:

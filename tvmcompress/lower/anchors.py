@@ -198,11 +198,22 @@ class Anchors:
             return rw.builder.call_te(normalization.softmax, x, primfunc_name_hint="softmax")
         # Tasks of some ten microseconds.
         tasks = max(d for d in range(1, rows + 1) if rows % d == 0 and (d == 1 or rows // d * n >= A_TASK))
-        kernel = normalization.softmax_rows(tasks, rows // tasks, n, tasks > 1 and self.isa.cores > 1)
+        x, scale = self.steps(rw, x)
+        kernel = normalization.softmax_rows(
+            tasks, rows // tasks, n, tasks > 1 and self.isa.cores > 1, graph.dtype(x), scale
+        )
         name = rw.builder.add_func(kernel, "softmax")
         flat = (tasks, rows // tasks, n)
         y = relax.op.call_tir(name, [rw.emit(relax.op.reshape(x, flat))], relax.TensorType(flat, "float32"))
         return relax.op.reshape(rw.emit(y), (*heads, n))
+
+    def steps(self, rw: Rewriter, x: Expr) -> tuple[Expr, float]:
+        """The bytes that `x` is dequantized from, and their scale; or `x` itself, and 1. Where zero is gets lost."""
+        call = rw.definition(x)
+        if op_name(call) != "relax.dequantize" or graph.dtype(call.args[0]) not in INTEGERS:
+            return x, 1.0
+        scale = graph.value(call.args[1]) if graph.is_const(call.args[1]) else np.zeros(0)
+        return (call.args[0], float(scale.reshape(()))) if scale.size == 1 else (x, 1.0)
 
     def local_response_norm(self, rw, var, expr):
         x, shape = expr.args[0], graph.shape(var)

@@ -105,7 +105,6 @@ class Integer:
             "relax.nn.adaptive_avg_pool2d": self.adaptive_avg_pool2d,
             "relax.nn.avg_pool2d": self.avg_pool2d,
             "relax.image.resize2d": self.resize2d,
-            "relax.nn.softmax": self.softmax,
         }
 
     def __call__(self, rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
@@ -446,7 +445,7 @@ class Integer:
             return None
         return self.make(rw, relax.Call(expr.op, [found.q, *expr.args[1:]], expr.attrs, expr.ty_args), found, var)
 
-    # -- averages, softmax -----------------------------------------------------------------------------------------
+    # -- averages --------------------------------------------------------------------------------------------------
 
     def averaged(self, rw, var, found: Quantized, acc: Expr, count: int) -> Expr:
         acc = rw.emit(acc)
@@ -490,13 +489,6 @@ class Integer:
         kernel, strides = [int(k) for k in a.pool_size], [int(s) for s in a.strides]
         acc = quantized.sum_pool(rw.builder, x, kernel, strides, graph.shape(var))
         return self.averaged(rw, var, found, acc, kernel[0] * kernel[1])
-
-    def softmax(self, rw, var, expr):
-        found = self.byte(rw, expr.args[0])
-        axis = int(expr.attrs.axis)
-        if found is None or axis % len(found.q.ty.shape) != len(found.q.ty.shape) - 1:
-            return None
-        return quantized.softmax(rw.builder, found.q, float(found.scale))
 
 
 def separate(mod: tvm.IRModule) -> tvm.IRModule:
