@@ -51,7 +51,7 @@ def check(name: str, x: np.ndarray, weight: np.ndarray, padding: tuple[int, ...]
     np.testing.assert_allclose(got, wanted, atol=2e-5, rtol=1e-5)  # sums of variance 1
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_shapes(seed: int) -> None:
     x, weight, padding = random_case(seed)
     check("native", x, weight, padding, bool(seed % 2))
