@@ -17,7 +17,8 @@ from tvm import relax
 import tvmcompress as tc
 from tests import reference
 from tests.arm_board import ArmBoard, arm_board  # noqa: F401  a fixture
-from tests.kernels.test_products import first, random_conv, relax_conv
+from tests.kernels.cases import convolution, pick
+from tests.kernels.test_products import first, relax_conv
 from tests.lower.tools import dequantized, random_bytes, weights
 from tests.test_arm_board import cross_compile
 from tvmcompress.ir import graph
@@ -232,5 +233,7 @@ def test_the_references_tell_roundings_apart() -> None:
 
 @pytest.mark.long
 def test_random_convolutions(arm_board: ArmBoard, tmp_path: Path) -> None:  # noqa: F811
-    cases = [integer_convolution(random_conv(seed), seed) for seed in range(60)]
+    rng = np.random.default_rng(0)
+    shapes = [convolution(rng, pick(rng, "plain", "pointwise", "first", "grouped", "depthwise")) for _ in range(60)]
+    cases = [integer_convolution(shape, seed) for seed, shape in enumerate(shapes)]
     check(arm_board, tmp_path, {"int8": cases}, ["neoverse-v1", "rpi5", "rpi4"])

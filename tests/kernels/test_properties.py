@@ -98,7 +98,7 @@ def wrong(family: str, run: tuple[str, int, bool]) -> list[str]:
 @pytest.fixture(scope="module")
 def outcomes(request: pytest.FixtureRequest) -> Iterator[dict[tuple, Future]]:
     """What `wrong` finds for each test that was collected."""
-    items = [item for item in request.session.items if getattr(item, "originalname", "") == test_random_shapes.__name__]
+    items = [item for item in request.session.items if getattr(item, "function", None) is test_random_shapes]
     wanted = [(item.callspec.params["family"], item.callspec.params["run"]) for item in items]  # type: ignore[attr-defined]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(cpu.usable(), mp_context=context) as pool:
