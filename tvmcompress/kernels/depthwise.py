@@ -42,6 +42,8 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, isa: Isa, fill: int =
     oh, ow = conv.out
     multiplier = conv.oc // conv.c
     source, channels = x, round_up(conv.oc, isa.lanes)
+    # Narrow floats are made wide once for all taps, in the copy that padding costs anyway.
+    read = "float32" if str(x.dtype) in ("bfloat16", "float16") else str(x.dtype)
     if any(conv.padding) or channels != conv.oc:
         cp = round_up(conv.c, isa.lanes) if multiplier == 1 else -(-channels // multiplier)
         rows, cols = (oh - 1) * sh + (kh - 1) * dh + 1, (ow - 1) * sw + (kw - 1) * dw + 1
@@ -50,7 +52,7 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, isa: Isa, fill: int =
             inside = tirx.all(h >= top, h < conv.h + top, w >= left, w < conv.w + left)
             if cp != conv.c:
                 inside = tirx.all(inside, c < conv.c)
-            return tirx.if_then_else(inside, x[n, h - top, w - left, c], tirx.const(fill, x.dtype))
+            return tirx.if_then_else(inside, x[n, h - top, w - left, c].astype(read), tirx.const(fill, read))
 
         source = te.compute((conv.n, rows, cols, cp), padded, name="pad")
     ry, rx = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")

@@ -174,7 +174,10 @@ def schedule_reduction(sch: Schedule, block: SBlockRV, isa: Isa, choose: Choose)
     if contiguous and extent(sch, spatial[-1:]) >= min(lanes, 8):
         *outer, inner = spatial
         size = extent(sch, [inner])
-        rest, vector = sch.split(inner, [None, min(lanes, power_of_two(size))])
+        # Narrower vectors rather than a last one that hangs over, which would be taken apart.
+        widths = [width for width in (lanes, lanes // 2, lanes // 4) if width > 1 and size % width == 0]
+        width = choose(f"{name(sch, block)}.vector", widths or [min(lanes, power_of_two(size))])
+        rest, vector = sch.split(inner, [None, width])
         sch.reorder(*outer, rest, *reduce, vector)
         sch.vectorize(vector)
         spread(sch, block, [*outer, rest], work, isa, choose)
