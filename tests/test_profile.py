@@ -123,10 +123,14 @@ def test_peaks_of_this_machine():
         ("x86-64-v2", "int8", "pmaddwd"),
         ("x86-64-v2", "float32", "mulps"),
         ("rpi5", "int8", "sdot"),
+        ("cortex-a510", "int8", "smmla"),
+        ("cortex-a510", "bfloat16", "bfmmla"),
+        ("cortex-a510", "float16", "fmlal"),
         ("rpi4", "int8", "smlal"),
         ("rpi4", "float32", "fmla"),
         ("generic-armv7", "int8", "vmlal"),
         ("riscv64", "float32", "fm"),
+        ("riscv64-v", "int8", "vwm"),
     ],
 )
 def test_the_loop_is_made_of_that_instruction(target: str, arithmetic: str, instruction: str):

@@ -17,7 +17,7 @@ and what it may add:
 
     tolerance  {"relative", "absolute", "quanta"} for the golden outputs
     kernels    [{"name", "family", "macs", "arithmetic"}] of the library's functions that multiply: the multiply-
-               accumulates of one call, and of which instructions: "float32", "bfloat16" or "int8"
+               accumulates of one call, and of which instructions: "float32", "float16", "bfloat16" or "int8"
     macs       {"total", "integer"} of the model
     memory     the bytes that a deployment holds: {"weights": as kernels read them, "arena": for what is in between}
     fallbacks  [{"program", "reason"}]: functions of the library that have no schedule of their family

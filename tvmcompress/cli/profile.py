@@ -20,9 +20,12 @@ from tvmcompress.cli import options, screen
     show_default=True,
     help="Time spent on timing.",
 )
+@options.build_option
 @options.threads_option
 @options.json_option
-def command(package: Path, inputs: Path | None, budget: float, threads: int | None, json_path: str | None) -> None:
+def command(
+    package: Path, inputs: Path | None, budget: float, build: str | None, threads: int | None, json_path: str | None
+) -> None:
     """Show each kernel's share of a package's time, and how near it comes to what this machine's CPU can do.
 
     Runs the package in a process of its own, on its golden inputs or the first sample of --inputs, in turns with
@@ -31,7 +34,7 @@ def command(package: Path, inputs: Path | None, budget: float, threads: int | No
     from tvmcompress.deployment import deploy
     from tvmcompress.samples import Samples
 
-    deployment = deploy(package, threads=threads)
+    deployment = deploy(package, threads=threads, build=build)
     first = next(iter(Samples(inputs, deployment.package.inputs))) if inputs is not None else None
     profile = deployment.profile(first, budget)
     screen.result(profile.json(), profile.table, json_path)

@@ -17,12 +17,11 @@ float32 (fcvtl) and multiplied as such; LLVM uses fullfp16 for element-wise work
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 
-from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
+from tvmcompress.isa.intrinsics import instruction, matrices, real, scalars, vectors
 from tvmcompress.isa.isa import BF16_BITS, Dot, Isa
 
 FEATURES = ("dotprod", "i8mm", "bf16", "fp16fml")  # LLVM's names
@@ -31,41 +30,11 @@ FEATURES = ("dotprod", "i8mm", "bf16", "fp16fml")  # LLVM's names
 def sdot() -> Dot:
     """sdot on 4 lanes: C[4] += A[4] (s8) . B[4, 4] (s8)."""
 
-    @T.prim_func(s_tir=True)
-    def desc(
-        A: T.Buffer((4,), "int8", offset_factor=1),
-        B: T.Buffer((4, 4), "int8", strides=[4, 1], offset_factor=1),
-        C: T.Buffer((4,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:4], A[0:4], B[0:4, 0:4])
-            T.writes(C[0:4])
-            for i in T.serial(0, 4):
-                for k in T.serial(0, 4):
-                    with T.sblock("update"):
-                        vi, vk = T.axis.remap("SR", [i, k])
-                        C[vi] = C[vi] + T.cast(A[vk], "int32") * T.cast(B[vi, vk], "int32")
+    def call(c, a, b):
+        return instruction("llvm.aarch64.neon.sdot", "int32x4", c, T.reinterpret(a, dtype="int8x16"), b)
 
-    @T.prim_func(s_tir=True)
-    def impl(
-        A: T.Buffer((4,), "int8", offset_factor=1),
-        B: T.Buffer((4, 4), "int8", strides=[4, 1], offset_factor=1),
-        C: T.Buffer((4,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:4], A[0:4], B[0:4, 0:4])
-            T.writes(C[0:4])
-            four = T.reinterpret(A.vload([0], "int8x4"), dtype="int32")
-            C[T.ramp(T.int32(0), 1, 4)] = T.call_llvm_pure_intrin(
-                T.llvm_lookup_intrinsic_id("llvm.aarch64.neon.sdot"),
-                C.vload([0], dtype="int32x4"),
-                T.reinterpret(T.broadcast(four, 4), dtype="int8x16"),
-                B.vload([0, 0], dtype="int8x16"),
-                dtype="int32x4",
-            )
-
-    TensorIntrin.register("tvmcompress.sdot_4", desc, impl, override=True)
-    return Dot("tvmcompress.sdot_4", 4, 4, "int8", "int8", "sdot")
+    name = vectors("tvmcompress.sdot_4", 4, 4, ("int8", "int8", "int32"), lambda x: x.astype("int32"), call)
+    return Dot(name, 4, 4, "int8", "int8", "sdot")
 
 
 def bfdot() -> Dot:
@@ -84,41 +53,11 @@ define linkonce_odr <4 x float> @tvmcompress_bfdot(<4 x float> %c, <4 x i32> %a,
 declare <4 x float> @llvm.aarch64.neon.bfdot.v4f32.v8bf16(<4 x float>, <8 x bfloat>, <8 x bfloat>)
 """
 
-    @T.prim_func(s_tir=True)
-    def desc(
-        A: T.Buffer((2,), "uint16", offset_factor=1),
-        B: T.Buffer((4, 2), "uint16", strides=[2, 1], offset_factor=1),
-        C: T.Buffer((4,), "float32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:4], A[0:2], B[0:4, 0:2])
-            T.writes(C[0:4])
-            for i in T.serial(0, 4):
-                for k in T.serial(0, 2):
-                    with T.sblock("update"):
-                        vi, vk = T.axis.remap("SR", [i, k])
-                        C[vi] = C[vi] + real(A[vk]) * real(B[vi, vk])
-
-    @T.prim_func(s_tir=True)
-    def impl(
-        A: T.Buffer((2,), "uint16", offset_factor=1),
-        B: T.Buffer((4, 2), "uint16", strides=[2, 1], offset_factor=1),
-        C: T.Buffer((4,), "float32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:4], A[0:2], B[0:4, 0:2])
-            T.writes(C[0:4])
-            two = T.reinterpret(A.vload([0], "uint16x2"), dtype="int32")
-            C[T.ramp(T.int32(0), 1, 4)] = T.call_pure_extern(
-                "float32x4",
-                "tvmcompress_bfdot",
-                C.vload([0], dtype="float32x4"),
-                T.broadcast(two, 4),
-                B.vload([0, 0], dtype="uint16x8"),
-            )
-
-    TensorIntrin.register("tvmcompress.bfdot_4", desc, impl, override=True)
-    return Dot("tvmcompress.bfdot_4", 4, 2, BF16_BITS, BF16_BITS, "bfdot", code)
+    name = vectors(
+        "tvmcompress.bfdot_4", 4, 2, (BF16_BITS, BF16_BITS, "float32"), real,
+        lambda c, a, b: T.call_pure_extern("float32x4", "tvmcompress_bfdot", c, a, b),
+    )  # fmt: skip
+    return Dot(name, 4, 2, BF16_BITS, BF16_BITS, "bfdot", code)
 
 
 def fmlal() -> Dot:
@@ -135,39 +74,11 @@ define linkonce_odr <4 x float> @tvmcompress_fmlal(<4 x float> %c, half %a, <4 x
 declare <4 x float> @llvm.aarch64.neon.fmlal.v4f32.v8f16(<4 x float>, <8 x half>, <8 x half>)
 """
 
-    @T.prim_func(s_tir=True)
-    def desc(
-        A: T.Buffer((1,), "float16", offset_factor=1),
-        B: T.Buffer((4,), "float16", offset_factor=1),
-        C: T.Buffer((4,), "float32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:4], A[0], B[0:4])
-            T.writes(C[0:4])
-            for i in T.serial(0, 4):
-                with T.sblock("update"):
-                    vi = T.axis.remap("S", [i])
-                    C[vi] = C[vi] + T.cast(A[0], "float32") * T.cast(B[vi], "float32")
-
-    @T.prim_func(s_tir=True)
-    def impl(
-        A: T.Buffer((1,), "float16", offset_factor=1),
-        B: T.Buffer((4,), "float16", offset_factor=1),
-        C: T.Buffer((4,), "float32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:4], A[0], B[0:4])
-            T.writes(C[0:4])
-            C[T.ramp(T.int32(0), 1, 4)] = T.call_pure_extern(
-                "float32x4",
-                "tvmcompress_fmlal",
-                C.vload([0], dtype="float32x4"),
-                A[0],
-                B.vload([0], dtype="float16x4"),
-            )
-
-    TensorIntrin.register("tvmcompress.fmlal_4", desc, impl, override=True)
-    return Dot("tvmcompress.fmlal_4", 4, 1, "float16", "float16", "fmlal", code)
+    name = scalars(
+        "tvmcompress.fmlal_4", 4, ("float16", "float16", "float32"),
+        lambda c, a, b: T.call_pure_extern("float32x4", "tvmcompress_fmlal", c, a, b),
+    )  # fmt: skip
+    return Dot(name, 4, 1, "float16", "float16", "fmlal", code)
 
 
 @cache
@@ -183,7 +94,8 @@ define linkonce_odr <4 x i32> @tvmcompress_smmla(<4 x i32> %c, <8 x i8> %a, <8 x
 }
 declare <4 x i32> @llvm.aarch64.neon.smmla.v4i32.v16i8(<4 x i32>, <16 x i8>, <16 x i8>)
 """
-    name = matrix("smmla", 8, "int8", "int32", lambda x: x.astype("int32"), step)
+    kinds = ("int8", "int8", "int32")
+    name = matrices(f"tvmcompress.smmla_{step}", 8, kinds, step, lambda x: x.astype("int32"), "tvmcompress_smmla")
     return Dot(name, 2, 8, "int8", "int8", "smmla", code, 2, smmla)
 
 
@@ -201,57 +113,9 @@ define linkonce_odr <4 x float> @tvmcompress_bfmmla(
 }
 declare <4 x float> @llvm.aarch64.neon.bfmmla(<4 x float>, <8 x bfloat>, <8 x bfloat>)
 """
-    name = matrix("bfmmla", 4, BF16_BITS, "float32", real, step)
+    kinds = (BF16_BITS, BF16_BITS, "float32")
+    name = matrices(f"tvmcompress.bfmmla_{step}", 4, kinds, step, real, "tvmcompress_bfmmla")
     return Dot(name, 2, 4, BF16_BITS, BF16_BITS, "bfmmla", code, 2, bfmmla)
-
-
-def real(bits):
-    """float32 of bfloat16's bits."""
-    return T.cast(T.reinterpret(bits, dtype="bfloat16"), "float32")
-
-
-def matrix(mnemonic: str, depth: int, kind: str, sums: str, wide: Callable, step: int) -> str:
-    """Registers C[2, 2] += A[2, depth] . B[2, depth], rows of A `step` apart, C contiguous; returns its name."""
-    span, half, whole, four = step + 1, f"{kind}x{depth}", f"{kind}x{depth * 2}", f"{sums}x4"
-    function = f"tvmcompress_{mnemonic}"
-
-    @T.prim_func(s_tir=True)
-    def desc(
-        A: T.Buffer((span, depth), kind, offset_factor=1),
-        B: T.Buffer((2, depth), kind, strides=[depth, 1], offset_factor=1),
-        C: T.Buffer((2, 2), sums, strides=[2, 1], offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:2, 0:2], A[0:span, 0:depth], B[0:2, 0:depth])
-            T.writes(C[0:2, 0:2])
-            for r in T.serial(0, 2):
-                for i in T.serial(0, 2):
-                    for k in T.serial(0, depth):
-                        with T.sblock("update"):
-                            vr, vi, vk = T.axis.remap("SSR", [r, i, k])
-                            C[vr, vi] = C[vr, vi] + wide(A[vr * step, vk]) * wide(B[vi, vk])
-
-    @T.prim_func(s_tir=True)
-    def impl(a: T.handle, b: T.handle, c: T.handle) -> None:
-        apart = T.int32()
-        A = T.match_buffer(a, (span, depth), kind, strides=[apart, 1], offset_factor=1)
-        B = T.match_buffer(b, (2, depth), kind, strides=[depth, 1], offset_factor=1)
-        C = T.match_buffer(c, (2, 2), sums, strides=[2, 1], offset_factor=1)
-        with T.sblock("root"):
-            T.reads(C[0:2, 0:2], A[0:span, 0:depth], B[0:2, 0:depth])
-            T.writes(C[0:2, 0:2])
-            C[0, T.ramp(T.int32(0), 1, 4)] = T.call_pure_extern(
-                four,
-                function,
-                C.vload([0, 0], dtype=four),
-                A.vload([0, 0], dtype=half),
-                A.vload([step, 0], dtype=half),
-                B.vload([0, 0], dtype=whole),
-            )
-
-    name = f"tvmcompress.{mnemonic}_{step}"
-    TensorIntrin.register(name, desc, impl, override=True)
-    return name
 
 
 # Of 32: with all of them in use LLVM copies the sums of dot products from one to another inside the loop.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
+from tvmcompress.isa.intrinsics import scalars
 from tvmcompress.isa.isa import Dot, Isa
 
 
@@ -26,35 +26,11 @@ define linkonce_odr <4 x i32> @tvmcompress_vwmacc(<4 x i32> %c, i16 %a, <4 x i8>
 }
 """
 
-    @T.prim_func(s_tir=True)
-    def desc(
-        A: T.Buffer((1,), "int16", offset_factor=1),
-        B: T.Buffer((4,), "int8", offset_factor=1),
-        C: T.Buffer((4,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:4], A[0], B[0:4])
-            T.writes(C[0:4])
-            for i in T.serial(0, 4):
-                with T.sblock("update"):
-                    vi = T.axis.remap("S", [i])
-                    C[vi] = C[vi] + T.cast(A[0], "int32") * T.cast(B[vi], "int32")
-
-    @T.prim_func(s_tir=True)
-    def impl(
-        A: T.Buffer((1,), "int16", offset_factor=1),
-        B: T.Buffer((4,), "int8", offset_factor=1),
-        C: T.Buffer((4,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:4], A[0], B[0:4])
-            T.writes(C[0:4])
-            C[T.ramp(T.int32(0), 1, 4)] = T.call_pure_extern(
-                "int32x4", "tvmcompress_vwmacc", C.vload([0], dtype="int32x4"), A[0], B.vload([0], dtype="int8x4")
-            )
-
-    TensorIntrin.register("tvmcompress.vwmacc_4", desc, impl, override=True)
-    return Dot("tvmcompress.vwmacc_4", 4, 1, "int16", "int8", "vwmacc.vx", code)
+    name = scalars(
+        "tvmcompress.vwmacc_4", 4, ("int16", "int8", "int32"),
+        lambda c, a, b: T.call_pure_extern("int32x4", "tvmcompress_vwmacc", c, a, b),
+    )  # fmt: skip
+    return Dot(name, 4, 1, "int16", "int8", "vwmacc.vx", code)
 
 
 def facts(has, _triple: str, cores: int, options: dict) -> Isa:

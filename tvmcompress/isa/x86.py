@@ -6,57 +6,21 @@ vpmaddwd on int16 is used (activations are stored as int16, weights are widened 
 
 from __future__ import annotations
 
-from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
 
+from tvmcompress.isa.intrinsics import instruction, real, vectors
 from tvmcompress.isa.isa import BF16_BITS, Dot, Isa
-
-
-def _register(name: str, desc, impl) -> None:
-    TensorIntrin.register(name, desc, impl, override=True)
 
 
 def vnni(lanes: int) -> Dot:
     """vpdpbusd on 8 or 16 lanes. LLVM 22 takes the byte operands as vectors of i8."""
-    bits, octets = lanes * 32, lanes * 4
-    instruction = f"llvm.x86.avx512.vpdpbusd.{bits}"
-    bytes_type, sums_type = f"int8x{octets}", f"int32x{lanes}"
 
-    @T.prim_func(s_tir=True)
-    def desc(
-        A: T.Buffer((4,), "uint8", offset_factor=1),
-        B: T.Buffer((lanes, 4), "int8", strides=[4, 1], offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:4], B[0:lanes, 0:4])
-            T.writes(C[0:lanes])
-            for i in T.serial(0, lanes):
-                for k in T.serial(0, 4):
-                    with T.sblock("update"):
-                        vi, vk = T.axis.remap("SR", [i, k])
-                        C[vi] = C[vi] + T.cast(A[vk], "int32") * T.cast(B[vi, vk], "int32")
+    def call(c, a, b):
+        octets = T.reinterpret(a, dtype=f"int8x{lanes * 4}")
+        return instruction(f"llvm.x86.avx512.vpdpbusd.{lanes * 32}", f"int32x{lanes}", c, octets, b)
 
-    @T.prim_func(s_tir=True)
-    def impl(
-        A: T.Buffer((4,), "uint8", offset_factor=1),
-        B: T.Buffer((lanes, 4), "int8", strides=[4, 1], offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:4], B[0:lanes, 0:4])
-            T.writes(C[0:lanes])
-            four = T.reinterpret(A.vload([0], "uint8x4"), dtype="int32")
-            C[T.ramp(T.int32(0), 1, lanes)] = T.call_llvm_pure_intrin(
-                T.llvm_lookup_intrinsic_id(instruction),
-                C.vload([0], dtype=sums_type),
-                T.reinterpret(T.broadcast(four, lanes), dtype=bytes_type),
-                B.vload([0, 0], dtype=bytes_type),
-                dtype=sums_type,
-            )
-
-    name = f"tvmcompress.vpdpbusd_{lanes}"
-    _register(name, desc, impl)
+    kinds = ("uint8", "int8", "int32")
+    name = vectors(f"tvmcompress.vpdpbusd_{lanes}", lanes, 4, kinds, lambda x: x.astype("int32"), call)
     return Dot(name, lanes, 4, "uint8", "int8", "vpdpbusd")
 
 
@@ -65,43 +29,13 @@ PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x
 
 def pmaddwd(lanes: int) -> Dot:
     """pmaddwd on 4, 8 or 16 lanes: exact, since int16 x int16 pairs are summed in int32."""
-    instruction, pairs = PMADDWD[lanes], lanes * 2
-    half_type, byte_type, sums_type = f"int16x{pairs}", f"int8x{pairs}", f"int32x{lanes}"
+    halves = f"int16x{lanes * 2}"
 
-    @T.prim_func(s_tir=True)
-    def desc(
-        A: T.Buffer((2,), "int16", offset_factor=1),
-        B: T.Buffer((lanes, 2), "int8", strides=[2, 1], offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
-            T.writes(C[0:lanes])
-            for i in T.serial(0, lanes):
-                for k in T.serial(0, 2):
-                    with T.sblock("update"):
-                        vi, vk = T.axis.remap("SR", [i, k])
-                        C[vi] = C[vi] + T.cast(A[vk], "int32") * T.cast(B[vi, vk], "int32")
+    def call(c, a, b):
+        return c + instruction(PMADDWD[lanes], f"int32x{lanes}", T.reinterpret(a, dtype=halves), T.cast(b, halves))
 
-    @T.prim_func(s_tir=True)
-    def impl(
-        A: T.Buffer((2,), "int16", offset_factor=1),
-        B: T.Buffer((lanes, 2), "int8", strides=[2, 1], offset_factor=1),
-        C: T.Buffer((lanes,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
-            T.writes(C[0:lanes])
-            two = T.reinterpret(A.vload([0], "int16x2"), dtype="int32")
-            C[T.ramp(T.int32(0), 1, lanes)] = C.vload([0], dtype=sums_type) + T.call_llvm_pure_intrin(
-                T.llvm_lookup_intrinsic_id(instruction),
-                T.reinterpret(T.broadcast(two, lanes), dtype=half_type),
-                T.cast(B.vload([0, 0], dtype=byte_type), half_type),
-                dtype=sums_type,
-            )
-
-    name = f"tvmcompress.pmaddwd_{lanes}"
-    _register(name, desc, impl)
+    kinds = ("int16", "int8", "int32")
+    name = vectors(f"tvmcompress.pmaddwd_{lanes}", lanes, 2, kinds, lambda x: x.astype("int32"), call)
     return Dot(name, lanes, 2, "int16", "int8", "pmaddwd")
 
 
@@ -112,7 +46,6 @@ def dpbf16ps(lanes: int) -> Dot:
     its LLVM code generator has no bfloat16. So a function that LLVM puts in place gives the bits their type.
     """
     pairs, name = lanes * 2, f"tvmcompress_dpbf16ps_{lanes}"
-    sums_type = f"float32x{lanes}"
     sums, halves = f"<{lanes} x float>", f"<{pairs} x bfloat>"
     instruction = f"@llvm.x86.avx512bf16.dpbf16ps.{lanes * 32}"
     code = f"""
@@ -125,43 +58,10 @@ define linkonce_odr {sums} @{name}({sums} %c, <{lanes} x i32> %a, <{pairs} x i16
 declare {sums} {instruction}({sums}, {halves}, {halves})
 """
 
-    @T.prim_func(s_tir=True)
-    def desc(
-        A: T.Buffer((2,), "uint16", offset_factor=1),
-        B: T.Buffer((lanes, 2), "uint16", strides=[2, 1], offset_factor=1),
-        C: T.Buffer((lanes,), "float32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
-            T.writes(C[0:lanes])
-            for i in T.serial(0, lanes):
-                for k in T.serial(0, 2):
-                    with T.sblock("update"):
-                        vi, vk = T.axis.remap("SR", [i, k])
-                        C[vi] = C[vi] + T.cast(T.reinterpret(A[vk], dtype="bfloat16"), "float32") * T.cast(
-                            T.reinterpret(B[vi, vk], dtype="bfloat16"), "float32"
-                        )
-
-    @T.prim_func(s_tir=True)
-    def impl(
-        A: T.Buffer((2,), "uint16", offset_factor=1),
-        B: T.Buffer((lanes, 2), "uint16", strides=[2, 1], offset_factor=1),
-        C: T.Buffer((lanes,), "float32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(C[0:lanes], A[0:2], B[0:lanes, 0:2])
-            T.writes(C[0:lanes])
-            two = T.reinterpret(A.vload([0], "uint16x2"), dtype="int32")
-            C[T.ramp(T.int32(0), 1, lanes)] = T.call_pure_extern(
-                sums_type,
-                name,
-                C.vload([0], dtype=sums_type),
-                T.broadcast(two, lanes),
-                B.vload([0, 0], dtype=f"uint16x{pairs}"),
-            )
-
-    intrinsic = f"tvmcompress.dpbf16ps_{lanes}"
-    _register(intrinsic, desc, impl)
+    intrinsic = vectors(
+        f"tvmcompress.dpbf16ps_{lanes}", lanes, 2, (BF16_BITS, BF16_BITS, "float32"), real,
+        lambda c, a, b: T.call_pure_extern(f"float32x{lanes}", name, c, a, b),
+    )  # fmt: skip
     return Dot(intrinsic, lanes, 2, BF16_BITS, BF16_BITS, "vdpbf16ps", code)
 
 

@@ -14,6 +14,7 @@ from tvmcompress.isa import BF16_BITS, Isa
 from tvmcompress.kernels import FAMILY, MACS, depthwise, generic, lookup, tile, winograd
 from tvmcompress.kernels.choices import KEY, Choices, Choose
 
+DOT_FLOATS = {BF16_BITS: "bfloat16", "float16": "float16"}  # what dot products of floats read
 WORK = "tvmcompress.work"  # an attribute of functions: family, multiply-accumulates, arithmetic
 FAMILIES: dict[str, Callable[[Schedule, Isa, Choose], None]] = {
     "tile": tile.schedule,
@@ -46,10 +47,10 @@ def work(func: PrimFunc) -> list | None:
     for block in generic.blocks_of(sch):
         node = sch.get(block)
         if MACS in node.annotations:
-            bits = any(str(region.source.ty.dtype) == BF16_BITS for region in node.reads)
-            bf16 = bits and bool(node.annotations.get("dot"))
-            integer = str(node.writes[0].source.ty.dtype).startswith("int")
-            arithmetic = "int8" if integer else "bfloat16" if bf16 else "float32"
+            read, written = ({str(r.source.ty.dtype) for r in regions} for regions in (node.reads, node.writes))
+            arithmetic = "int8" if written == {"int32"} else "float32"
+            if node.annotations.get("dot"):
+                arithmetic = next((DOT_FLOATS[dtype] for dtype in read if dtype in DOT_FLOATS), arithmetic)
             return [str(node.annotations[FAMILY]), int(node.annotations[MACS]), arithmetic]
     return None
 
@@ -57,7 +58,7 @@ def work(func: PrimFunc) -> list | None:
 def kernels(mod: tvm.IRModule) -> list[dict]:
     """A row for each scheduled program that multiplies: name, family, macs of one call, and arithmetic.
 
-    That is what its instructions are for: float32, bfloat16 or int8.
+    That is what its instructions are for: float32, float16, bfloat16 or int8.
     """
     rows = []
     for var, func in mod.functions_items():

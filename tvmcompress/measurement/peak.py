@@ -17,7 +17,7 @@ import numpy as np
 import tvm
 from tvm.script import tirx as T
 
-from tvmcompress.isa import Dot, Isa, isa_of
+from tvmcompress.isa import BF16_BITS, Dot, Isa, isa_of
 from tvmcompress.runtime import aligned, tensor
 from tvmcompress.target import Target
 
@@ -70,12 +70,26 @@ class Step:
     again: str = ""  # done once a turn
 
 
+# LLVM's functions of a register of sums and two of operands, whose elements are given, by what the assembly says.
+PRODUCTS = {
+    "vpdpbusd": ("@llvm.x86.avx512.vpdpbusd.{bits}", "i8"),
+    "vdpbf16ps": ("@llvm.x86.avx512bf16.dpbf16ps.{bits}", "bfloat"),
+    "sdot": ("@llvm.aarch64.neon.sdot.v4i32.v16i8", "i8"),
+    "smmla": ("@llvm.aarch64.neon.smmla.v4i32.v16i8", "i8"),
+    "bfdot": ("@llvm.aarch64.neon.bfdot.v4f32.v8bf16", "bfloat"),
+    "bfmmla": ("@llvm.aarch64.neon.bfmmla", "bfloat"),
+    "fmlal": ("@llvm.aarch64.neon.fmlal.v4f32.v8f16", "half"),
+}
+WEIGHTS = {"int8": "int8", "bfloat16": BF16_BITS, "float16": "float16"}
+
+
 def step(arithmetic: str, isa: Isa) -> Step:
-    """For "float32", "bfloat16" or "int8": that of the kernels' instructions."""
+    """For "float32", "float16", "bfloat16" or "int8": that of the kernels' instruction that multiplies most."""
+    dots = [dot for dot in isa.dots if dot.weight == WEIGHTS.get(arithmetic) and dot.mnemonic in (*PRODUCTS, "pmaddwd")]
+    if dots:
+        return dot_step(max(dots, key=macs))
     if arithmetic == "int8":
-        return dot_step(isa.dot) if isa.dot else widening_step(isa.lanes)
-    if arithmetic == "bfloat16" and isa.bf16:
-        return dot_step(isa.bf16)
+        return widening_step(isa.lanes)
     kind, lanes = f"<{isa.lanes} x float>", isa.lanes
     # The sum is an operand of the product, which therefore cannot leave the loop.
     if isa.fused:
@@ -86,24 +100,24 @@ def step(arithmetic: str, isa: Isa) -> Step:
     return Step("multiply and add", lanes, kind, kind, code)
 
 
+def macs(dot: Dot) -> int:
+    return dot.rows * dot.lanes * dot.depth
+
+
 def dot_step(dot: Dot) -> Step:
-    """Accumulators plus dot products, of the four instructions of `isa`."""
-    lanes, bits, macs = dot.lanes, dot.lanes * 32, dot.lanes * dot.depth
-    sums = f"<{lanes} x {'float' if dot.mnemonic == 'vdpbf16ps' else 'i32'}>"
-    element = {"vdpbf16ps": "bfloat", "pmaddwd": "i16"}.get(dot.mnemonic, "i8")
-    operand = f"<{macs} x {element}>"
+    """Accumulators plus dot products."""
+    lanes = dot.rows * dot.lanes  # of the register of sums
     if dot.mnemonic == "pmaddwd":
+        sums, operand = f"<{lanes} x i32>", f"<{lanes * 2} x i16>"
         name = {4: "@llvm.x86.sse2.pmadd.wd", 8: "@llvm.x86.avx2.pmadd.wd"}.get(lanes, "@llvm.x86.avx512.pmaddw.d.512")
         code = f"%c# = bitcast {sums} %a# to {operand}\n  %m# = call {sums} {name}({operand} %c#, {operand} %x)"
         code += f"\n  %n# = add {sums} %m#, %a#"
-        return Step(dot.mnemonic, macs, sums, operand, code, f"declare {sums} {name}({operand}, {operand})")
-    name = {
-        "vpdpbusd": f"@llvm.x86.avx512.vpdpbusd.{bits}",
-        "vdpbf16ps": f"@llvm.x86.avx512bf16.dpbf16ps.{bits}",
-        "sdot": f"@llvm.aarch64.neon.sdot.v{lanes}i32.v{macs}i8",
-    }[dot.mnemonic]
+        return Step(dot.mnemonic, macs(dot), sums, operand, code, f"declare {sums} {name}({operand}, {operand})")
+    name, element = PRODUCTS[dot.mnemonic]
+    name, integer = name.format(bits=lanes * 32), element == "i8"
+    sums, operand = f"<{lanes} x {'i32' if integer else 'float'}>", f"<{lanes * (4 if integer else 2)} x {element}>"
     code = f"%n# = call {sums} {name}({sums} %a#, {operand} %x, {operand} %y)"
-    return Step(dot.mnemonic, macs, sums, operand, code, f"declare {sums} {name}({sums}, {operand}, {operand})")
+    return Step(dot.mnemonic, macs(dot), sums, operand, code, f"declare {sums} {name}({sums}, {operand}, {operand})")
 
 
 def widening_step(lanes: int) -> Step:

@@ -98,7 +98,7 @@ def profile(
     package: Package, threads: int, inputs: Mapping[str, np.ndarray] | None = None, budget_s: float = 3.0
 ) -> Profile:
     """Profile a package on this machine, in a process of its own; on its golden inputs unless others are given."""
-    order = {"kind": "package", "path": str(package.path), "threads": threads}
+    order = {"kind": "package", "path": str(package.path), "build": package.target, "threads": threads}
     with tempfile.TemporaryDirectory(prefix="tvmcompress-") as folder:
         path = Path(folder, "inputs.npz")
         save_npz(path, inputs if inputs is not None else package.golden()[0])
