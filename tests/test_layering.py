@@ -25,7 +25,10 @@ LAYERS = [
     ("models", {"model"}),
     ("packages and what runs them", {"package", "remote", "runtime", "serving"}),
     ("nouns", {"device", "target", "report", "linking"}),
-    ("parts of nouns", {"report_html", "report_text", "target_forms", "manifest", "archive", "golden", "samples"}),
+    (
+        "parts of nouns",
+        {"report_html", "report_text", "target_forms", "manifest", "archive", "arrays", "golden", "samples"},
+    ),
     ("programs", {"ir"}),
     ("facts", {"cpu", "cpu_features", "cuda_code", "energy", "external", "llvm", "process", "spec", "threads"}),
     ("ground", {"errors"}),

@@ -162,6 +162,13 @@ def test_builds_as_tables(tmp_path: Path):
     ]
 
 
+def test_a_file_that_lists_itself(tmp_path: Path):
+    path = tmp_path / "ring.toml"
+    path.write_text(f'builds = ["rpi4", "{path}"]')
+    with pytest.raises(TargetError, match="one of its builds is itself"):
+        Target.load(str(path))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

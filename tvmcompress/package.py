@@ -16,7 +16,7 @@ import mmap
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -24,19 +24,17 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
-from tvmcompress import archive, cpu, golden, manifest, remote, runtime
+from tvmcompress import archive, arrays, cpu, golden, manifest, remote, runtime
 from tvmcompress.archive import Limits
 from tvmcompress.errors import PackageError, TvmcompressError, UsageError, did_you_mean
 from tvmcompress.golden import Check, Verification
 from tvmcompress.ir.files import atomic_write
-from tvmcompress.spec import TensorSpec, numpy_dtype, spec_from_json
+from tvmcompress.spec import TensorSpec, spec_from_json
 
 if TYPE_CHECKING:
     from tvmcompress.device import Device
 
-ALIGNMENT = 64  # bytes; of each array inside weights.bin, which itself starts on a page
 BLOCK = 1 << 20
-Array = np.ndarray | Callable[[], np.ndarray]
 
 
 class Package:
@@ -54,7 +52,7 @@ class Package:
         cls,
         *,
         library: str | os.PathLike | Mapping[str, str | os.PathLike],
-        weights: Iterable[tuple[str, Array]],
+        weights: Iterable[tuple[str, arrays.Array]],
         manifest: dict,
         golden_inputs: Mapping[str, np.ndarray],
         golden_outputs: Mapping[str, np.ndarray],
@@ -146,14 +144,16 @@ class Package:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         whole = np.frombuffer(mapping, np.uint8)[member.offset : member.offset + member.size]
         rows = self.manifest["weights"]
-        return [_array(whole, rows[i]) for i in self.manifest["entry"].get("weights", range(len(rows)))]
+        return [arrays.view(whole, rows[i]) for i in self.manifest["entry"].get("weights", range(len(rows)))]
 
     def golden(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Example inputs and the outputs that the compiler saw for them."""
         index = self.manifest["golden"]
         whole = np.frombuffer(self._unpack("golden.bin.xz", self._limits.golden), np.uint8)
         try:
-            inputs, outputs = ({r["name"]: _array(whole, r).copy() for r in index[k]} for k in ("inputs", "outputs"))
+            inputs, outputs = (
+                {r["name"]: arrays.view(whole, r).copy() for r in index[k]} for k in ("inputs", "outputs")
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PackageError(f"{self.path}: golden.bin does not hold what the manifest says") from error
         return inputs, outputs
@@ -269,10 +269,10 @@ class Package:
         size, end = self._members["weights.bin"].size, 0
         for row in self.manifest["weights"]:
             try:
-                bytes_ = _nbytes(row)
+                bytes_ = arrays.nbytes(row)
             except (TypeError, ValueError, AttributeError) as error:
                 raise PackageError(f"{self.path}: weight '{row['name']}' has no valid dtype and shape") from error
-            if row["offset"] < end or row["offset"] % ALIGNMENT or row["offset"] + bytes_ > size:
+            if row["offset"] < end or row["offset"] % arrays.ALIGNMENT or row["offset"] + bytes_ > size:
                 raise PackageError(f"{self.path}: weight '{row['name']}' does not lie where the manifest says")
             end = row["offset"] + bytes_
 
@@ -313,12 +313,12 @@ def _build(library: Any, weights: Any, contents: dict, golden_inputs: Any, golde
     members: dict[str, dict] = {}
 
     def write_weights(file: BinaryIO) -> None:
-        contents["weights"], members["weights.bin"] = _write_arrays(file, weights)
+        contents["weights"], members["weights.bin"] = arrays.write(file, weights)
 
     def rest() -> dict[str, bytes]:
         plain = io.BytesIO()
         given, expected = list(golden_inputs.items()), list(golden_outputs.items())
-        rows, _ = _write_arrays(plain, given + expected)
+        rows, _ = arrays.write(plain, given + expected)
         contents["golden"] = {"inputs": rows[: len(given)], "outputs": rows[len(given) :]}
         libraries = library if isinstance(library, Mapping) else {archive.library(): library}
         unpacked = {"golden.bin.xz": plain.getvalue(), **{n: Path(file).read_bytes() for n, file in libraries.items()}}
@@ -343,36 +343,6 @@ def _build(library: Any, weights: Any, contents: dict, golden_inputs: Any, golde
         raise
     package._owned = folder
     return package
-
-
-def _write_arrays(file: BinaryIO, arrays: Iterable[tuple[str, Array]]) -> tuple[list[dict], dict]:
-    """Write arrays one after the other, each at a multiple of ALIGNMENT; where each lies, and the member's row."""
-    digest, start, rows = hashlib.sha256(), file.tell(), []
-
-    def put(data: Any) -> None:
-        file.write(data)
-        digest.update(data)
-
-    for name, array in arrays:
-        data = np.asarray(array() if callable(array) else array)
-        put(bytes(-(file.tell() - start) % ALIGNMENT))
-        rows.append({"name": name, "dtype": data.dtype.name, "shape": list(data.shape), "offset": file.tell() - start})
-        put(np.ascontiguousarray(data).reshape(-1).view(np.uint8).data)
-    size = file.tell() - start
-    return rows, {"size": size, "sha256": digest.hexdigest(), "unpacked": size}
-
-
-def _nbytes(row: dict) -> int:
-    if any(not isinstance(d, int) or d < 0 for d in row["shape"]):
-        raise ValueError("shape")
-    dtype = numpy_dtype(row["dtype"])
-    if dtype.hasobject or dtype.kind in "SUM":
-        raise ValueError("dtype")
-    return int(np.prod(row["shape"], dtype=object)) * dtype.itemsize
-
-
-def _array(whole: np.ndarray, row: dict) -> np.ndarray:
-    return whole[row["offset"] : row["offset"] + _nbytes(row)].view(numpy_dtype(row["dtype"])).reshape(row["shape"])
 
 
 def _read(path: str | os.PathLike, member: archive.Member) -> bytes:

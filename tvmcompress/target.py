@@ -193,10 +193,13 @@ def _several(given: list, common: dict, where: str) -> Target:
     shared = {key: value for key, value in common.items() if key not in ("name", "description")}
     if shared and all(isinstance(build, str) for build in given):
         raise TargetError(f"{where}: '{min(shared)}' is said by the builds themselves, as they are given by name")
-    builds = [
-        Target.load(build) if isinstance(build, str) else resolve({**shared, **build}, f"{where}: builds[{i}]")
-        for i, build in enumerate(given)
-    ]
+    try:
+        builds = [
+            Target.load(build) if isinstance(build, str) else resolve({**shared, **build}, f"{where}: builds[{i}]")
+            for i, build in enumerate(given)
+        ]
+    except RecursionError:
+        raise TargetError(f"{where}: one of its builds is itself") from None
     _check_builds(builds, where)
     # Whatever needs more comes first; where neither has all that the other needs, it is the greater number.
     builds.sort(key=lambda build: -len(build.features_needed()))

@@ -21,7 +21,7 @@ from functools import cache
 
 from tvm.script import tirx as T
 
-from tvmcompress.isa.intrinsics import instruction, matrices, real, scalars, vectors
+from tvmcompress.isa.intrinsics import instruction, integers, matrices, real, scalars, vectors
 from tvmcompress.isa.isa import BF16_BITS, Dot, Isa
 
 FEATURES = ("dotprod", "i8mm", "bf16", "fp16fml")  # LLVM's names
@@ -33,8 +33,7 @@ def sdot() -> Dot:
     def call(c, a, b):
         return instruction("llvm.aarch64.neon.sdot", "int32x4", c, T.reinterpret(a, dtype="int8x16"), b)
 
-    name = vectors("tvmcompress.sdot_4", 4, 4, ("int8", "int8", "int32"), lambda x: x.astype("int32"), call)
-    return Dot(name, 4, 4, "int8", "int8", "sdot")
+    return integers("tvmcompress.sdot_4", 4, 4, "int8", "sdot", call)
 
 
 def bfdot() -> Dot:

@@ -7,10 +7,13 @@ intrinsics declare it, so that another layout is an error.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
-from tvm.tirx import Expr
+from tvm.tirx import Expr, const
+
+from tvmcompress.isa.isa import Dot
 
 Call = Callable[[Expr, Expr, Expr], Expr]
 
@@ -62,6 +65,59 @@ def vectors(name: str, lanes: int, depth: int, kinds: tuple[str, str, str], wide
 
     TensorIntrin.register(name, desc, impl, override=True)
     return name
+
+
+def lanewise(name: str, lanes: int, depth: int, kinds: tuple[str, str, str], call: Call) -> str:
+    """C[lanes] += A[lanes] . B[lanes, depth], as `vectors`, but each lane has an A of its own, in a word of 32 bits."""
+    data, weight, sums = kinds
+
+    @T.prim_func(s_tir=True)
+    def desc(
+        A: T.Buffer((lanes,), "uint32", offset_factor=1),
+        B: T.Buffer((lanes, depth), weight, strides=[depth, 1], offset_factor=1),
+        C: T.Buffer((lanes,), sums, offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:lanes], B[0:lanes, 0:depth])
+            T.writes(C[0:lanes])
+            for i in T.serial(0, lanes):
+                with T.sblock("update"):
+                    vi = T.axis.remap("S", [i])
+                    C[vi] = C[vi] + dot_of_word(A[vi], [B[vi, k] for k in range(depth)], data)
+
+    block, whole = f"{weight}x{lanes * depth}", f"{sums}x{lanes}"
+
+    @T.prim_func(s_tir=True)
+    def impl(
+        A: T.Buffer((lanes,), "uint32", offset_factor=1),
+        B: T.Buffer((lanes, depth), weight, strides=[depth, 1], offset_factor=1),
+        C: T.Buffer((lanes,), sums, offset_factor=1),
+    ) -> None:
+        with T.sblock("root"):
+            T.reads(C[0:lanes], A[0:lanes], B[0:lanes, 0:depth])
+            T.writes(C[0:lanes])
+            C[T.ramp(T.int32(0), 1, lanes)] = call(
+                C.vload([0], dtype=whole),
+                T.reinterpret(A.vload([0], f"uint32x{lanes}"), dtype=f"int32x{lanes}"),
+                B.vload([0, 0], dtype=block),
+            )
+
+    TensorIntrin.register(name, desc, impl, override=True)
+    return name
+
+
+def word(parts: list[Expr]) -> Expr:
+    """Integers of 8 or 16 bits beside each other in 32, the first in the lowest bits."""
+    bits = 32 // len(parts)
+    wide = [part.astype(f"uint{bits}").astype("uint32") << const(bits * i, "uint32") for i, part in enumerate(parts)]
+    return reduce(lambda x, y: x | y, wide)
+
+
+def dot_of_word(whole: Expr, weights: list[Expr], data: str) -> Expr:
+    """The products of a `word`'s parts with weights, summed: what `lanewise` puts an instruction for."""
+    bits = 32 // len(weights)
+    parts = [(whole >> const(bits * i, "uint32")).astype(data).astype("int32") for i in range(len(weights))]
+    return reduce(lambda x, y: x + y, [part * w.astype("int32") for part, w in zip(parts, weights)])
 
 
 def scalars(name: str, lanes: int, kinds: tuple[str, str, str], call: Call) -> str:
@@ -147,3 +203,11 @@ def matrices(name: str, depth: int, kinds: tuple[str, str, str], step: int, wide
 def instruction(name: str, dtype: str, *operands: Expr) -> Expr:
     """A call of one of LLVM's own functions, named as in LLVM's language."""
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *operands, dtype=dtype)
+
+
+def integers(name: str, lanes: int, depth: int, data: str, mnemonic: str, call: Call) -> Dot:
+    """A dot product of bytes, as `vectors` and as `lanewise`."""
+    kinds = (data, "int8", "int32")
+    vectors(name, lanes, depth, kinds, lambda x: x.astype("int32"), call)
+    own = lanewise(f"{name}_lanewise", lanes, depth, kinds, call)
+    return Dot(name, lanes, depth, data, "int8", mnemonic, lanewise=own)

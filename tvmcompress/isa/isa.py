@@ -29,6 +29,7 @@ class Dot:
     code: str = ""  # LLVM's, of a function that the intrinsic calls
     rows: int = 1
     spaced: Callable[[int], Dot] | None = None  # the same for rows that lie so many apart
+    lanewise: str = ""  # the same where each lane has an A of its own, in words of 32 bits
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tvm.script import tirx as T
 
-from tvmcompress.isa.intrinsics import instruction, real, vectors
+from tvmcompress.isa.intrinsics import instruction, integers, real, vectors
 from tvmcompress.isa.isa import BF16_BITS, Dot, Isa
 
 
@@ -19,9 +19,7 @@ def vnni(lanes: int) -> Dot:
         octets = T.reinterpret(a, dtype=f"int8x{lanes * 4}")
         return instruction(f"llvm.x86.avx512.vpdpbusd.{lanes * 32}", f"int32x{lanes}", c, octets, b)
 
-    kinds = ("uint8", "int8", "int32")
-    name = vectors(f"tvmcompress.vpdpbusd_{lanes}", lanes, 4, kinds, lambda x: x.astype("int32"), call)
-    return Dot(name, lanes, 4, "uint8", "int8", "vpdpbusd")
+    return integers(f"tvmcompress.vpdpbusd_{lanes}", lanes, 4, "uint8", "vpdpbusd", call)
 
 
 PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
@@ -34,9 +32,7 @@ def pmaddwd(lanes: int) -> Dot:
     def call(c, a, b):
         return c + instruction(PMADDWD[lanes], f"int32x{lanes}", T.reinterpret(a, dtype=halves), T.cast(b, halves))
 
-    kinds = ("int16", "int8", "int32")
-    name = vectors(f"tvmcompress.pmaddwd_{lanes}", lanes, 2, kinds, lambda x: x.astype("int32"), call)
-    return Dot(name, lanes, 2, "int16", "int8", "pmaddwd")
+    return integers(f"tvmcompress.pmaddwd_{lanes}", lanes, 2, "int16", "pmaddwd", call)
 
 
 def dpbf16ps(lanes: int) -> Dot:

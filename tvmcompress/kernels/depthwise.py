@@ -7,7 +7,10 @@ In integers the products are formed in int16, where u8 x s8 always fits, and sum
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
+import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 
@@ -15,7 +18,9 @@ from tvmcompress.isa import Isa
 from tvmcompress.kernels import FAMILY, MACS, generic
 from tvmcompress.kernels.choices import KEY, Choose, first
 from tvmcompress.kernels.conv2d import Conv2d, key
-from tvmcompress.kernels.tile import round_up
+from tvmcompress.kernels.tile import round_up, straight
+
+CACHE_LINE = 64  # bytes
 
 
 def pack(weight: np.ndarray, isa: Isa) -> np.ndarray:
@@ -26,13 +31,15 @@ def pack(weight: np.ndarray, isa: Isa) -> np.ndarray:
     return packed
 
 
-def strips(isa: Isa, width: int, channels: int) -> list[tuple[int, int]]:
-    """Pixels of a row by vectors of channels that registers hold: divisors, so that nothing hangs over."""
-    most = isa.registers // 3
-    pixels = [p for p in range(min(8, most), 0, -1) if width % p == 0]
-    vectors = [v for v in (2, 1) if channels % (v * isa.lanes) == 0]
-    found = [(p, v) for p in pixels for v in vectors if v == 1 or p * v + 2 <= isa.registers]
-    return sorted(found, key=lambda strip: -strip[0])
+def strips(isa: Isa, width: int, chunk: int, outputs: int = 1) -> list[tuple[int, int]]:
+    """Pixels of a row (of `outputs` results each) by vectors of channels that registers hold, the most pixels first.
+
+    They are divisors, so that nothing hangs over.
+    """
+    most = max(min(8, isa.registers // 3) // outputs, 1)
+    pixels = [p for p in range(most, 0, -1) if width % p == 0]
+    vectors = [v for v in (2, 1) if chunk % v == 0]
+    return [(p, v) for p in pixels for v in vectors if v == 1 or p * outputs * v + 2 <= isa.registers]
 
 
 def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, isa: Isa, fill: int = 0) -> te.Tensor:
@@ -58,7 +65,8 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, isa: Isa, fill: int =
     ry, rx = te.reduce_axis((0, kh), "kh"), te.reduce_axis((0, kw), "kw")
     wide = str(weight.dtype) not in ("int8", "uint8")
 
-    def term(n, h, w, c):
+    def term(n, h, w, b, v):
+        c = b * isa.lanes + v
         data = source[n, h * sh + ry * dh, w * sw + rx * dw, c // multiplier if multiplier > 1 else c]
         taps = weight[ry, rx, c]
         if not str(x.dtype).startswith(("int", "uint")):
@@ -68,46 +76,97 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, isa: Isa, fill: int =
         return (data.astype("int16") * taps.astype("int16")).astype("int32")
 
     y = te.compute(
-        (conv.n, oh, ow, channels),
-        lambda n, h, w, c: te.sum(term(n, h, w, c), axis=[ry, rx]),
+        (conv.n, oh, ow, channels // isa.lanes, isa.lanes),
+        lambda *i: te.sum(term(*i), axis=[ry, rx]),
         name="depthwise",
-        attrs={FAMILY: "depthwise", KEY: key(conv, str(x.dtype)), MACS: conv.macs},
+        attrs={FAMILY: "depthwise", KEY: key(conv, str(x.dtype)), MACS: conv.macs, "stride": sh},
     )
-    return te.compute((conv.n, oh, ow, conv.oc), lambda *i: y[i], name="crop")
+    return te.compute(
+        (conv.n, oh, ow, conv.oc), lambda n, h, w, c: y[n, h, w, c // isa.lanes, c % isa.lanes], name="crop"
+    )
+
+
+def bands(
+    isa: Isa, rows: int, chunks: int, row_bytes: int, line_bytes: int, kernel: int, stride: int, tasks: int
+) -> list[tuple[int, int]]:
+    """Rows of the result and vectors of channels that one task makes from padded copies of its own, the best first.
+
+    There are `chunks` vectors of channels, and of each row one of them takes `line_bytes` where it comes from, and
+    `row_bytes` in the copies. Rows that two bands share are copied twice, and lines of the cache that two chunks share
+    are read twice; copies should stay in the first-level cache, or else in half of the second. At least `tasks` tasks
+    are wanted.
+    """
+    found = []
+    for height in divisors(rows):
+        for chunk in divisors(chunks):
+            count = rows // height * (chunks // chunk)
+            copied = (height - 1) * stride + kernel
+            size = copied * row_bytes * chunk
+            cost = copied / (height * stride) + 0.3 * max(CACHE_LINE / (chunk * line_bytes) - 1, 0)
+            cost += 0 if size <= isa.l1d * 3 // 4 else 0.1 if size <= isa.l2 // 2 else 2
+            found.append((cost + 4 * max(tasks / count - 1, 0) + 0.02 * count / tasks, (height, chunk)))
+    return [band for _, band in sorted(found)]
+
+
+def divisors(value: int) -> list[int]:
+    return [n for n in range(1, value + 1) if value % n == 0]
 
 
 def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
-    """Rows in parallel; a strip of pixels by one or two vectors of channels in registers."""
+    """Bands of rows in parallel, each with a padded copy of its own; a strip of pixels by one or two vectors of
+    channels in registers. For `woven` the copy is of groups, and several results of one group belong to a pixel."""
     before, anchor, after = generic.around_anchor(sch)
     for block in after[:-1]:
         sch.compute_inline(block)
     last = after[-1]
+    facts, lanes = sch.get(anchor).annotations, isa.lanes
+    dot = str(facts.get("dot", ""))
     work = generic.extent(sch, sch.get_loops(anchor))
-    n, h, w, c, kh, kw = sch.get_loops(anchor)
-    lanes = isa.lanes
-    pixels, vectors = choose("strip", strips(isa, int(sch.get(w).extent), int(sch.get(c).extent)))
+    n, h, w, *several, c, c_inner, kh, kw = sch.get_loops(anchor)
+    rows, columns, chunks = (generic.extent(sch, [loop]) for loop in (h, w, c))
+    outputs = generic.extent(sch, several)
+    height, chunk = 1, chunks
+    if before:
+        tasks = 4 * isa.cores if isa.cores > 1 and work >= generic.PARALLEL_MACS else 1
+        window = generic.extent(sch, [kh]), int(facts["stride"])
+        found = bands(isa, rows, chunks, *copies(sch, before, chunks), *window, tasks)
+        height, chunk = choose("band", found)
+    pixels, vectors = choose("strip", strips(isa, columns, chunk, outputs))
+    h_band, h = sch.split(h, [None, height])
+    c_band, c = sch.split(c, [None, chunk])
     w_outer, w_inner = sch.split(w, [None, pixels])
-    c_outer, c_vector, c_inner = sch.split(c, [None, vectors, lanes])
-    sch.reorder(n, h, w_outer, c_outer, kh, kw, w_inner, c_vector, c_inner)
+    c_outer, c_vector = sch.split(c, [None, vectors])
+    sch.reorder(n, h_band, c_band, h, w_outer, c_outer, kh, kw, w_inner, *several, c_vector, c_inner)
     sch.reverse_compute_at(last, c_outer, preserve_unit_loops=True)
-    if isa.cores > 1:
-        count = choose("tasks", first(2 if work >= generic.PARALLEL_MACS else 0, range(5)))
-        if count:
-            sch.parallel(sch.fuse(*(n, h, w_outer, c_outer)[:count]))
-    sch.unroll(kh)
-    sch.unroll(kw)
-    sch.unroll(w_inner)
-    sch.unroll(c_vector)
-    sch.vectorize(c_inner)
-    rows, tail = sch.get_loops(last)[-2:]
-    outer, inner = sch.split(tail, [None, lanes])
-    sch.unroll(rows)
-    sch.unroll(outer)
-    sch.vectorize(inner)
-    init = sch.decompose_reduction(anchor, kh)
-    *_, rows, outer, inner = sch.get_loops(init)
-    sch.unroll(rows)
-    sch.unroll(outer)
-    sch.vectorize(inner)
+    for block in reversed(before):
+        sch.compute_at(block, c_band, preserve_unit_loops=True)
     for block in before:
-        generic.schedule_padding(sch, block, isa, choose)
+        # Whether a pixel is inside does not depend on its channels: those are the vector.
+        widest = generic.vector_lanes(sch, block, isa) // lanes
+        _, inner = sch.split(sch.get_loops(block)[-1], [None, lanes * math.gcd(chunk, widest)])
+        sch.vectorize(inner)
+    if isa.cores > 1:
+        count = choose("tasks", first(3 if work >= generic.PARALLEL_MACS else 0, range(4)))
+        if count:
+            sch.parallel(sch.fuse(*(n, h_band, c_band)[:count]))
+    for loop in (kh, kw, w_inner, *several, c_vector):
+        sch.unroll(loop)
+    if not dot:
+        sch.vectorize(c_inner)
+    straight(sch, last, 2, lanes)
+    init = sch.decompose_reduction(anchor, kh)
+    if dot:
+        sch.tensorize(c_inner, dot)
+    straight(sch, init, 2 + len(several))
+
+
+def copies(sch: Schedule, before: list, chunks: int) -> tuple[int, int]:
+    """Bytes that one vector of channels takes of a row of the copies, and of a pixel of what is copied."""
+
+    def size(region) -> int:
+        return tvm.DataType(str(region.source.ty.dtype)).bits // 8
+
+    made = [sch.get(block).writes[0] for block in before]
+    row = sum(size(region) * math.prod(int(d) for d in region.source.ty.shape[2:]) for region in made)
+    source = sch.get(before[0]).reads[0]
+    return row // chunks, size(source) * int(source.source.ty.shape[-1]) // chunks

@@ -19,7 +19,7 @@ from tvmcompress.isa import BF16_BITS, Dot, Isa
 from tvmcompress.kernels import conv2d as conv_kernel
 from tvmcompress.kernels import depthwise as depthwise_kernel
 from tvmcompress.kernels import matmul as matmul_kernel
-from tvmcompress.kernels import movement, normalization, tile, winograd
+from tvmcompress.kernels import movement, normalization, tile, winograd, woven
 from tvmcompress.kernels.choices import Choices, untuned
 from tvmcompress.kernels.conv2d import Conv2d
 
@@ -127,7 +127,10 @@ class Anchors:
         return rw.emit(relax.op.nn.pad(x, [0, 0, 0, 0, 0, 0, 0, missing])) if missing else x
 
     def depthwise(self, rw, var, x, weight, conv, fill):
-        self.note(var, "depthwise", conv.macs, (graph.dtype(x), graph.dtype(weight)), None)
+        kinds = graph.dtype(x), graph.dtype(weight)
+        self.note(var, "depthwise", conv.macs, kinds, None)
+        if p := woven.plan(conv, self.isa, *kinds, self.choices):
+            return self.woven(rw, x, weight, conv, fill, p)
         packed = self.pack(
             weight,
             lambda value: depthwise_kernel.pack(value, self.isa),
@@ -141,6 +144,20 @@ class Anchors:
             primfunc_attrs=ANCHOR,
         )
         return cast_back(rw, call, var)
+
+    def woven(self, rw, x, weight, conv, fill, p: woven.Woven):
+        packed = self.pack(
+            weight,
+            lambda value: woven.pack(value, conv, self.isa, p),
+            lambda e: pack_woven(rw, e, conv, self.isa, p),
+        )
+        return rw.builder.call_te(
+            lambda data, taps: woven.compute(data, taps, conv, self.isa, p, fill),
+            x,
+            packed,
+            primfunc_name_hint="depthwise_int8",
+            primfunc_attrs=ANCHOR,
+        )
 
     def matmul(self, rw, var, expr):
         x, y = expr.args
@@ -314,6 +331,20 @@ def transform_filters(rw: Rewriter, weight: Expr, conv: Conv2d, p: winograd.Plan
 def pack_depthwise(rw: Rewriter, weight: Expr, conv: Conv2d, isa: Isa) -> Expr:
     e = rw.emit(relax.op.permute_dims(rw.emit(relax.op.squeeze(weight, [1])), (1, 2, 0)))
     return pad_to(rw, e, (*conv.kernel, -(-conv.oc // isa.lanes) * isa.lanes))
+
+
+def pack_woven(rw: Rewriter, weight: Expr, conv: Conv2d, isa: Isa, p: woven.Woven) -> Expr:
+    """`kernels.woven.pack` as operators."""
+    (kh, kw), depth = conv.kernel, p.dot.depth
+    e = pack_depthwise(rw, weight, conv, isa)
+    channels, parts = graph.shape(e)[-1], []
+    for r in range(p.outputs):
+        start = r * conv.strides[1]
+        widths = [0, 0, start, p.groups * depth - kw - start, 0, 0]
+        one = rw.emit(relax.op.nn.pad(e, widths))
+        one = rw.emit(relax.op.reshape(one, (1, kh, p.groups, depth, channels)))
+        parts.append(rw.emit(relax.op.permute_dims(one, (0, 1, 2, 4, 3))))
+    return rw.emit(relax.op.concat(parts, 0)) if len(parts) > 1 else parts[0]
 
 
 def pack_matmul(rw: Rewriter, weight: Expr, p: conv_kernel.Plan) -> Expr:

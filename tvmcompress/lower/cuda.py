@@ -45,8 +45,8 @@ def _build(mod: tvm.IRModule, target: Target) -> relax.VMExecutable:
     with _compiled_when_stored(compile_source) as failures:
         try:
             return tvm.compile(scheduled(mod, target), target=target.to_tvm(), relax_pipeline=_machine_steps(target))
-        except Exception:
-            if failures:  # TVM made a RuntimeError of it, with a page of its own frames
+        except Exception:  # of any kind: TVM makes others of ours, with a page of its own frames
+            if failures:
                 raise failures[0] from None
             raise
 

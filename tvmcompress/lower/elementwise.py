@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from tvmcompress.ir import graph
 from tvmcompress.ir.graph import Expr, Rewriter, op_name
 from tvmcompress.kernels import quantized
+from tvmcompress.lower.quantized_form import byte
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Out:
     dtype: str
 
 
-def add(rw: Rewriter, x: Expr, byte: Callable, out: Out, fused: bool) -> Expr | None:
+def add(rw: Rewriter, x: Expr, out: Out, fused: bool) -> Expr | None:
     """a + b and a - b of two tensors of one shape; None where `x` is something else.
 
     The formula of ONNX Runtime's QLinearAdd, bit by bit: with the ratios of the scales, and zero points in one number.
@@ -43,7 +43,7 @@ def add(rw: Rewriter, x: Expr, byte: Callable, out: Out, fused: bool) -> Expr | 
     return quantized.add(rw.builder, a.q, b.q, factors, start, out.low, out.high, fused)
 
 
-def affine(rw: Rewriter, x: Expr, byte: Callable, out: Out) -> Expr | None:
+def affine(rw: Rewriter, x: Expr, out: Out) -> Expr | None:
     """A batch norm that could not be folded: a factor and an offset for each channel; None for something else."""
     total = rw.definition(x)
     product = rw.definition(total.args[0]) if total is not None and op_name(total) == "relax.add" else None

@@ -15,8 +15,8 @@ from tvm import relax
 
 from tvmcompress.ir import graph
 from tvmcompress.ir.graph import Expr, Rewriter, op_name
+from tvmcompress.lower.quantized_form import LIMITS, byte
 
-LIMITS = {"int8": (-128, 127), "uint8": (0, 255)}
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
@@ -56,11 +56,11 @@ CHEAP = {
 }
 
 
-def table(rw: Rewriter, x: Expr, byte: Callable, s: np.float32, z: int, dtype: str) -> tuple[Expr, np.ndarray] | None:
+def table(rw: Rewriter, x: Expr, s: np.float32, z: int, dtype: str) -> tuple[Expr, np.ndarray] | None:
     """(q, table) such that quantizing x by s and z is table[q]; None when x is not a function of one 8-bit tensor."""
     leaves: dict[Expr, Any] = {}  # Quantized, by the expression that dequantizes it
     names: set[str] = set()
-    if not _collect(rw, x, byte, leaves, names, 0) or len({leaf.q for leaf in leaves.values()}) != 1:
+    if not _collect(rw, x, leaves, names, 0) or len({leaf.q for leaf in leaves.values()}) != 1:
         return None
     if not names or names <= CHEAP:
         return None
@@ -77,7 +77,7 @@ def table(rw: Rewriter, x: Expr, byte: Callable, s: np.float32, z: int, dtype: s
     return leaf.q, np.clip(steps, *LIMITS[dtype]).astype(dtype)
 
 
-def _collect(rw: Rewriter, x: Expr, byte: Callable, leaves: dict, names: set[str], depth: int) -> bool:
+def _collect(rw: Rewriter, x: Expr, leaves: dict, names: set[str], depth: int) -> bool:
     if graph.is_const(x):
         return graph.value(x).size == 1
     leaf = byte(rw, x)
@@ -90,11 +90,11 @@ def _collect(rw: Rewriter, x: Expr, byte: Callable, leaves: dict, names: set[str
         return False
     if name in ("relax.clip", "relax.nn.leakyrelu"):
         names.add(name)
-        return _collect(rw, call.args[0], byte, leaves, names, depth + 1)
+        return _collect(rw, call.args[0], leaves, names, depth + 1)
     if name not in FUNCTIONS:
         return False
     names.add(name)
-    return all(_collect(rw, a, byte, leaves, names, depth + 1) for a in call.args)
+    return all(_collect(rw, a, leaves, names, depth + 1) for a in call.args)
 
 
 def _evaluate(rw: Rewriter, x: Expr, leaves: dict, values: np.ndarray) -> np.ndarray:

@@ -38,7 +38,7 @@ def fold(node: onnx.NodeProto, arrays: list[np.ndarray | None], opset: int) -> l
             warnings.simplefilter("ignore")
             evaluator = ReferenceEvaluator(function)
             results = evaluator.run(None, {n: a for n, a in zip(node.input, arrays) if n}, attributes={})
-    except Exception:
+    except Exception:  # of any kind: the operator is then imported, and a fault of the model named there
         return None
     if not all(isinstance(r, np.ndarray | np.generic) for r in results):
         return None

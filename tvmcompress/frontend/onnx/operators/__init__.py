@@ -13,6 +13,7 @@ from tvmcompress.frontend.onnx.operators import (
     indexing,
     layers,
     norms,
+    padding,
     quantized,
     recurrent,
     reduce,
@@ -22,7 +23,7 @@ from tvmcompress.frontend.onnx.operators import (
 )
 
 _FAMILIES = (
-    arithmetic, basic, control, indexing, layers, norms, quantized, recurrent, reduce, resize, shapes, signal,
+    arithmetic, basic, control, indexing, layers, norms, padding, quantized, recurrent, reduce, resize, shapes, signal,
 )  # fmt: skip
 
 CONVERTERS: dict[tuple[str, str], Callable[..., Any]] = {
