@@ -96,6 +96,16 @@ def test_compiling_again_gives_equal_bytes(package, tmp_path):
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
 
 
+def test_a_profile_is_of_the_build_that_was_asked_for():
+    """Only one of the two multiplies and adds at once."""
+    need("x86-64-v3")
+    package = tc.compile(small_float_model()[0], "x86-64-v3,x86-64-v2")
+    found = {b: tc.deploy(package, build=b).profile(budget_s=0.1) for b in ("x86-64-v3", "x86-64-v2")}
+    assert [profile.target for profile in found.values()] == [*found]
+    fused = [profile.peaks["float32"]["instruction"].startswith("fused") for profile in found.values()]
+    assert fused == [True, False]
+
+
 def test_a_report_is_about_the_build_that_ran(package):
     """In the process that times it, too."""
     need("x86-64-v4")

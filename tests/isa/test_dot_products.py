@@ -121,6 +121,76 @@ def test_the_inner_loop_is_dot_products(kind: str, name: str, intrinsic: str, mn
         assert f"%{REGISTER[intrinsic]}" in loop
 
 
+def depthwise(kernel: int, stride: int, weight: np.ndarray, size: int = 14):
+    channels = weight.shape[0]
+
+    def body(rw, q):
+        y = relax.op.nn.conv2d(
+            dequantized(rw, q, 1.0, 0), weights(rw, weight, 0, 1.0), stride, kernel // 2, 1, channels
+        )
+        return [relax.op.astype(rw.emit(y), "int32")]
+
+    return graph.program([("x", (1, channels, size, size), "uint8")], body)
+
+
+@pytest.mark.parametrize(("name", "intrinsic", "mnemonic"), X86 + ARM + MATRICES)
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (7, 2)])
+def test_depthwise_takes_several_taps_at_a_time(
+    kernel: int, stride: int, name: str, intrinsic: str, mnemonic: str
+) -> None:
+    lowered = build(depthwise(kernel, stride, random_bytes((48, 1, kernel, kernel), "int8")), name)
+    assert not lowered.fallbacks
+    if mnemonic == "smmla":
+        mnemonic = "sdot"  # has no rows to put together
+    loop = hot(assembly(lowered), mnemonic)
+    assert loop.count(mnemonic) >= kernel
+    assert len(re.findall(ONE_AT_A_TIME, loop, re.MULTILINE)) * 4 <= loop.count(mnemonic)
+
+
+@pytest.mark.parametrize("name", [row[0] for row in X86] + ["native"])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 2), (7, 1), (1, 2)])
+def test_depthwise_bit_by_bit(kernel: int, stride: int, name: str) -> None:
+    """The ends of both ranges, which narrower sums would not hold."""
+    need(name)
+    weight = random_bytes((19, 1, kernel, kernel), "int8")
+    weight[0], weight[1] = -128, 127
+    x = random_bytes((1, 19, 13, 13), "uint8")
+    x[0, :3] = 255
+    lowered = build(depthwise(kernel, stride, weight, 13), name)
+    assert not lowered.fallbacks
+    (got,) = machine(lowered, linking.linker(Target.load(name)))([x])
+    pad = kernel // 2
+    padded = np.pad(x.astype(np.int64), ((0, 0), (0, 0), (pad, pad), (pad, pad)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (kernel, kernel), (2, 3))[:, :, ::stride, ::stride]
+    np.testing.assert_array_equal(got, np.einsum("nchwij,cij->nchw", windows, weight[:, 0].astype(np.int64)))
+
+
+@pytest.mark.parametrize("name", ["x86-64-v3", "icelake-server"])
+@pytest.mark.parametrize("channels", [12, 24, 40, 100])
+def test_what_follows_a_product_stays_vectors(channels: int, name: str) -> None:
+    """Channels that fill no whole number of registers: narrower vectors, not one element after the other."""
+    weight = random_bytes((channels, 16, 1, 1), "int8")
+
+    def body(rw, q):
+        y = rw.emit(relax.op.nn.conv2d(dequantized(rw, q), weights(rw, weight)))
+        return [quantized(rw, rw.emit(relax.op.nn.relu(y)), 0.5, 0)]
+
+    lowered = build(graph.program([("x", (1, 16, 14, 14), "uint8")], body), name)
+    assert not lowered.fallbacks
+    assert not re.search(r"^\tv?cvtt?(si2ss|ss2si)", assembly(lowered), re.MULTILINE)
+
+
+def test_element_wise_rows_of_half_a_vector() -> None:
+    """A vector that reached into the next row would be put together element by element."""
+
+    def body(rw, x):
+        return [relax.op.nn.silu(rw.emit(relax.op.multiply(x, graph.const(np.float32(2)))))]
+
+    lowered = build(graph.program([("x", (1, 7, 9, 24), "float32")], body), "icelake-server")
+    assert not lowered.fallbacks
+    assert not re.search(r"^\tv?(insertps|extractps|gatherdps)", assembly(lowered), re.MULTILINE)
+
+
 def test_a_single_row_takes_the_dot_product() -> None:
     """smmla would multiply a row of zeros beside it."""
     text = assembly(build(products([(random_bytes((1, 256), "int8"), random_bytes((256, 96), "int8"))]), "neoverse-v1"))

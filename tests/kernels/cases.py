@@ -391,7 +391,7 @@ def resize(rng: Rng) -> Case:
 
 def movement(rng: Rng) -> Case:
     """Concatenation, shuffled channels, padding, slices, transposition: nothing is computed."""
-    kind = pick(rng, "concat", "concat", "shuffle", "pad", "slice", "transpose")
+    kind = pick(rng, "concat", "concat", "shuffle", "channels", "pad", "slice", "transpose")
     dtype = pick(rng, "float32", "float32", "uint8")
     make = lambda s: normal(rng, s) if dtype == "float32" else random_bytes(tuple(s), dtype, sum(s))  # noqa: E731
     if kind == "shuffle":
@@ -405,6 +405,17 @@ def movement(rng: Rng) -> Case:
 
         wanted = x.reshape(n, groups, c // groups, h, w).swapaxes(1, 2).reshape(x.shape)
         return Case(f"shuffle {x.shape} {groups} {dtype}", [x], shuffle, wanted)
+    if kind == "channels":  # the last axis shuffled: a kernel of its own
+        groups, each = pick(rng, 2, 3, 4, 8, 9), size(rng)
+        shape = (*(size(rng, 13) for _ in range(int(rng.integers(1, 4)))), groups, each)
+        x = make((*shape[:-2], groups * each))
+
+        def channels(rw, data):
+            y = rw.emit(relax.op.reshape(data, shape))
+            axes = [*range(len(shape) - 2), len(shape) - 1, len(shape) - 2]
+            return rw.emit(relax.op.reshape(rw.emit(relax.op.permute_dims(y, axes)), x.shape))
+
+        return Case(f"channels {shape} {dtype}", [x], channels, x.reshape(shape).swapaxes(-1, -2).reshape(x.shape))
     shape = tensor(rng)
     axis = int(rng.integers(len(shape)))
     x = make(shape)

@@ -84,3 +84,21 @@ def test_groups_of_any_size(name: str, group_in: int, group_out: int) -> None:
     (got,) = machine(lowered, linking.linker(Target.load(name)))([first(x)])
     wanted = np.maximum(first(reference.conv2d(x, weight, conv)) + bias, 0)
     np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-4)
+
+
+def test_gates_times_an_image() -> None:
+    """What follows the product of one pixel is as large as the image: a pass of its own, with all its channels."""
+    rng = np.random.default_rng(0)
+    gate, image = rng.standard_normal((1, 24, 1, 1)), rng.standard_normal((1, 40, 9, 11))
+    weight = rng.standard_normal((40, 24, 1, 1)) / 5
+    gate, image, weight = (v.astype(np.float32) for v in (gate, image, weight))
+
+    def body(rw, g, x):
+        y = rw.emit(relax.op.sigmoid(rw.emit(relax.op.nn.conv2d(g, graph.const(weight)))))
+        return [relax.op.multiply(x, y)]
+
+    lowered = build(graph.program([("g", gate.shape, "float32"), ("x", image.shape, "float32")], body), "native")
+    assert not lowered.fallbacks
+    (got,) = machine(lowered, linking.linker(Target.load("native")))([gate, image])
+    wanted = image / (1 + np.exp(-np.einsum("nchw,ocij->nohw", gate.astype(np.float64), weight)))
+    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tvm import relax
 
-from tests.lower.tools import check_pair, check_unchanged, op_names
+from tests.lower.tools import assembly, build, check_pair, check_unchanged, op_names
 from tvmcompress.ir import graph, ops
 from tvmcompress.ir.evaluate import evaluate
 from tvmcompress.lower.channels_last import FIRST, LAST, channels_last
@@ -66,6 +66,32 @@ def test_concat_split_and_pad_move_their_axes() -> None:
     for got, by_hand, wanted in zip(evaluate(after, [x]), evaluate(program(expected), [x]), evaluate(mod, [x])):
         np.testing.assert_array_equal(got, by_hand)
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("integers", [False, True])
+def test_shuffled_channels_stay_last(integers: bool) -> None:
+    """Taken apart, swapped and put together where they are; then it is one kernel."""
+
+    def before(rw, x):
+        y = conv(rw, x)
+        for change in (
+            lambda y: relax.op.reshape(y, (1, 2, 3, 6, 8)),
+            lambda y: relax.op.permute_dims(y, (0, 2, 1, 3, 4)),
+            lambda y: relax.op.reshape(y, (1, 6, 6, 8)),
+        ):
+            y = rw.emit(
+                change(rw.emit(ops.dequantize(rw.emit(ops.quantize(y, 0.1, 3, "uint8")), 0.1, 3)) if integers else y)
+            )
+        return [conv(rw, y, W6, 0)]
+
+    mod = program(before)
+    after = channels_last(mod)
+    assert op_names(after).count("permute_dims") == 3  # in, the swap, out
+    x = np.random.default_rng(2).standard_normal(SHAPE).astype(np.float32)
+    np.testing.assert_allclose(evaluate(after, [x])[0], evaluate(mod, [x])[0], rtol=1e-4, atol=1e-5)
+    lowered = build(mod, "native")
+    assert not lowered.fallbacks
+    assert "__tvm_ffi_shuffle" in assembly(lowered)
 
 
 def test_one_pixel_needs_no_permute_back() -> None:

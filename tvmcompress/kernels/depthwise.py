@@ -18,7 +18,7 @@ from tvmcompress.isa import Isa
 from tvmcompress.kernels import FAMILY, MACS, generic
 from tvmcompress.kernels.choices import KEY, Choose, first
 from tvmcompress.kernels.conv2d import Conv2d, key
-from tvmcompress.kernels.tile import round_up, straight
+from tvmcompress.kernels.tile import round_up, straight, whole_vectors
 
 CACHE_LINE = 64  # bytes
 
@@ -153,7 +153,7 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
         sch.unroll(loop)
     if not dot:
         sch.vectorize(c_inner)
-    straight(sch, last, 2, lanes)
+    straight(sch, last, 2, whole_vectors(sch, last, isa))
     init = sch.decompose_reduction(anchor, kh)
     if dot:
         sch.tensorize(c_inner, dot)
@@ -169,4 +169,4 @@ def copies(sch: Schedule, before: list, chunks: int) -> tuple[int, int]:
     made = [sch.get(block).writes[0] for block in before]
     row = sum(size(region) * math.prod(int(d) for d in region.source.ty.shape[2:]) for region in made)
     source = sch.get(before[0]).reads[0]
-    return row // chunks, size(source) * int(source.source.ty.shape[-1]) // chunks
+    return row // chunks, max(size(source) * int(source.source.ty.shape[-1]) // chunks, 1)

@@ -17,6 +17,7 @@ from tvmcompress.kernels.choices import Choose, first
 # microseconds of work one thread is enough. In elements of memory-bound work, and in multiply-adds of products.
 PARALLEL_WORK = 1 << 15
 PARALLEL_MACS = 1 << 18
+SHORT = 4  # elements of an innermost axis that are better no vector
 GATHER = 8  # elements of other work that a looked up one costs, and how many are looked up in a row
 
 
@@ -99,7 +100,12 @@ def schedule_elementwise(sch: Schedule, block: SBlockRV, isa: Isa, choose: Choos
     if work == 0:  # an empty tensor: nothing to do, and LLVM refuses vectors of no element
         return
     if len(loops) > 1 and all(is_static(sch, loop) for loop in loops) and reads_alike(sch, block):
-        loops = [sch.fuse(*loops)]
+        # One run of memory; but TVM no longer sees that of a vector that reaches into the next row.
+        row = whole_vector(extent(sch, loops[-1:]), lanes)
+        if row in (0, lanes):
+            loops = [sch.fuse(*loops)]
+        else:
+            lanes = row
     *outer, inner = loops
     size = extent(sch, [inner])
     if gathers(sch, block):
@@ -113,16 +119,21 @@ def schedule_elementwise(sch: Schedule, block: SBlockRV, isa: Isa, choose: Choos
             outer.append(inner)
     elif not is_static(sch, inner):
         pass
-    elif size < lanes and outer and is_static(sch, outer[-1]) and extent(sch, outer[-1:]) >= 4:
+    elif size <= SHORT and outer and is_static(sch, outer[-1]) and extent(sch, outer[-1:]) >= 4:
         rows = outer.pop()
         rows_outer, rows_vector = sch.split(rows, [None, min(lanes, power_of_two(extent(sch, [rows])))])
         sch.reorder(rows_outer, inner, rows_vector)
-        sch.unroll(inner) if size <= 8 else None
+        sch.unroll(inner)
         sch.vectorize(rows_vector)
         outer.append(rows_outer)
     else:
         outer += _vectorize(sch, block, inner, lanes, isa, choose)
     spread(sch, block, outer, work, isa, choose)
+
+
+def whole_vector(size: int, lanes: int) -> int:
+    """The most lanes, at most `lanes` and a multiple of 4, that divide `size`; 0 when there are none."""
+    return next((n for n in range(lanes, 3, -1) if n % 4 == 0 and size % n == 0), 0)
 
 
 def gathers(sch: Schedule, block: SBlockRV) -> bool:
@@ -145,7 +156,7 @@ def _vectorize(sch: Schedule, block: SBlockRV, loop: LoopRV, lanes: int, isa: Is
     if size <= lanes:
         sch.vectorize(loop)
         return []
-    lanes = choose(f"{name(sch, block)}.vector", [n for n in (lanes, 2 * lanes) if n <= max(size, lanes)])
+    lanes = choose(f"{name(sch, block)}.vector", [n for n in (lanes, 2 * lanes) if size % n == 0] or [lanes])
     if size % lanes and not isa.masked:
         while lanes > 4 and size % lanes:
             lanes //= 2

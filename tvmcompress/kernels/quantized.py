@@ -69,6 +69,21 @@ def affine(
     return builder.call_te(compute, q, graph.const(factor), graph.const(offset), primfunc_name_hint="quantized_affine")
 
 
+def rescale(builder: BlockBuilder, q: Expr, scale: float, zero: int, out: tuple) -> Expr:
+    """quantize(dequantize(q)); `out` as for `affine`."""
+    step, z, lo, hi, dtype = out
+
+    def compute(x):
+        def element(*i):
+            real = (x[i].astype("int32") - zero).astype("float32") * tirx.const(float(scale), "float32")
+            whole = te.round(real / tirx.const(float(step), "float32"))
+            return _clip_cast(whole + tirx.const(z, "float32"), lo, hi, dtype)
+
+        return te.compute(x.shape, element, name="rescale")
+
+    return builder.call_te(compute, q, primfunc_name_hint="rescale")
+
+
 def multiply_add(x, y, z, fused: bool):
     """x * y + z, rounded once when `fused`, else twice: LLVM would choose by what is around it."""
     if fused:

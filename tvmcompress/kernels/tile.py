@@ -211,7 +211,7 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     if apart:
         generic.schedule_elementwise(sch, last, isa, choose)
     else:
-        straight(sch, last, 2, lanes)
+        straight(sch, last, 2, whole_vectors(sch, last, isa))
     for block in kept:
         straight(sch, block, 3, lanes)
 
@@ -253,6 +253,18 @@ def interleave(sch: Schedule, anchor, rows: int, lanes: int) -> None:
         return [*heads, p // rows, b, v // lanes, p % rows, v % lanes]
 
     sch.transform_layout(anchor, ("write", 0), index)
+
+
+def whole_vectors(sch: Schedule, block, isa: Isa) -> int:
+    """The lanes of the vectors that a block writes: as many as make whole ones of the channels where that matters.
+
+    Floats may be written under a mask. Of narrower integers LLVM makes one element after the other instead.
+    """
+    written = sch.get(block).writes[0].source.ty
+    channels = int(written.shape[-1])
+    if isa.masked and str(written.dtype) == "float32":
+        return isa.lanes
+    return generic.whole_vector(channels, isa.lanes) or isa.lanes
 
 
 def straight(sch: Schedule, block, loops: int, lanes: int = 0) -> None:

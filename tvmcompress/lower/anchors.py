@@ -40,6 +40,7 @@ class Anchors:
             "relax.nn.conv2d": self.conv2d,
             "relax.matmul": self.matmul,
             "relax.concat": self.concat,
+            "relax.reshape": self.reshape,
             "relax.nn.layer_norm": self.layer_norm,
             "relax.nn.softmax": self.softmax,
             ops.LOCAL_RESPONSE_NORM: self.local_response_norm,
@@ -47,7 +48,8 @@ class Anchors:
 
     def __call__(self, rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
         handler = self.handlers.get(op_name(expr))
-        if handler is None or not all(graph.has_static_shape(a) for a in expr.args):
+        data = [a for a in getattr(expr, "args", ()) if not isinstance(a, relax.ShapeExpr)]
+        if handler is None or not all(graph.has_static_shape(a) for a in data):
             return None
         return handler(rw, var, expr)
 
@@ -193,6 +195,26 @@ class Anchors:
         kernel = movement.concat(shapes, int(expr.attrs.axis) % len(shapes[0]), graph.dtype(var))
         name = rw.builder.add_func(kernel, "concat")
         return relax.op.call_tir(name, list(parts.fields), relax.TensorType(graph.shape(var), graph.dtype(var)))
+
+    def reshape(self, rw, var, expr):
+        """The end of a shuffle of channels: taken apart into groups, these made innermost, put together again."""
+        permuted = rw.definition(expr.args[0])
+        if permuted is None or op_name(permuted) != "relax.permute_dims" or permuted.attrs.axes is None:
+            return None
+        parted = rw.definition(permuted.args[0])
+        if parted is None or op_name(parted) != "relax.reshape":
+            return None
+        source, apart, result = parted.args[0], graph.shape(permuted.args[0]), graph.shape(var)
+        rank = len(apart)
+        axes = [int(a) % rank for a in permuted.attrs.axes]
+        swapped = axes == [*range(rank - 2), rank - 1, rank - 2] and rank > 2
+        if not swapped or not graph.shape(source) == result == (*apart[:-2], apart[-2] * apart[-1]):
+            return None
+        groups, dtype = apart[-2], graph.dtype(var)
+        if not 1 < groups <= movement.MOST_GROUPS or apart[-1] == 1 or 0 in result or dtype not in (*FLOATS, *INTEGERS):
+            return None
+        name = rw.builder.add_func(movement.shuffle(result, groups, dtype, self.isa), "shuffle")
+        return relax.op.call_tir(name, [source], relax.TensorType(result, dtype))
 
     def layer_norm(self, rw, var, expr):
         x, gain, shift = expr.args

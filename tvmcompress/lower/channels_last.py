@@ -220,10 +220,12 @@ class ChannelsLast:
 
     def quantize(self, rw, var, expr):
         x, scale, zero = expr.args
+        make = relax.op.quantize if op_name(expr) == "relax.quantize" else relax.op.dequantize
+        if x in self.last and graph.shape(scale) == graph.shape(zero) == ():
+            return self.parted(rw, rw.emit(make(self.last[x], scale, zero, -1, str(expr.attrs.out_dtype)), var.name))
         if not self.is_last(x):
             return None
         axis = AXIS[int(expr.attrs.axis) % 4]
-        make = relax.op.quantize if op_name(expr) == "relax.quantize" else relax.op.dequantize
         return self.done(rw, var, make(self.to_last(rw, x), scale, zero, axis, str(expr.attrs.out_dtype)))
 
     def axis(self, rw, var, expr):
@@ -246,16 +248,33 @@ class ChannelsLast:
         return attrs.changed(expr, [self.to_last(rw, x)], axis=moved)
 
     def reshape(self, rw, var, expr):
-        """With one pixel, both layouts are the same memory: no permute."""
-        x = expr.args[0]
-        if not self.is_last(x) or graph.shape(x)[2:] != (1, 1):
+        """With one pixel, both layouts are the same memory: no permute. Else channels alone may be taken apart."""
+        x, dims = expr.args[0], graph.shape(var)
+        if x not in self.last:
             return None
-        return relax.op.reshape(self.last[x], [int(d) for d in var.ty.shape])
+        before = graph.shape(x)
+        if len(before) == 4 and before[2:] == (1, 1):
+            return relax.op.reshape(self.last[x], list(dims))
+        if len(dims) < 4 or (dims[0], *dims[-2:]) != (before[0], *before[-2:]):
+            return None
+        last = rw.emit(relax.op.reshape(self.last[x], (dims[0], *dims[-2:], *dims[1:-2])), var.name)
+        return self.parted(rw, last)
+
+    def parted(self, rw: Rewriter, last: Expr) -> Expr:
+        """The channels-first view of (n, h, w, channels in any number of axes)."""
+        rank = len(graph.shape(last))
+        first = rw.emit(relax.op.permute_dims(last, (0, *range(3, rank), 1, 2)))
+        self.last[first] = last
+        return first
 
     def permute_dims(self, rw, var, expr):
         """A user's own change of layout meets ours: use what is there already."""
         x = expr.args[0]
         axes = tuple(int(a) for a in expr.attrs.axes) if expr.attrs.axes is not None else ()
+        rank = len(axes)
+        if x in self.last and rank > 4 and (axes[0], *axes[-2:]) == (0, rank - 2, rank - 1):
+            shuffled = rw.emit(relax.op.permute_dims(self.last[x], (0, 1, 2, *(a + 2 for a in axes[1:-2]))), var.name)
+            return self.parted(rw, shuffled)
         if self.is_last(x) and axes == LAST:
             return self.last[x]
         if axes == FIRST:

@@ -75,6 +75,8 @@ class Integer:
                 return found.q
             if same:
                 return rw.emit(relax.op.clip(found.q, lo, hi), name)
+            given = float(found.scale), int(found.zero)
+            return rw.emit(quantized.rescale(rw.builder, found.q, *given, (float(s), z, lo, hi, dtype)), name)
         call = rw.definition(x)
         out = elementwise.Out(s, z, lo, hi, dtype)
         whole = elementwise.add(rw, inner, out, self.fused)
