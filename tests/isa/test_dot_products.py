@@ -134,7 +134,7 @@ def depthwise(kernel: int, stride: int, weight: np.ndarray, size: int = 14):
 
 
 @pytest.mark.parametrize(("name", "intrinsic", "mnemonic"), X86 + ARM + MATRICES)
-@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (7, 2)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 2)])
 def test_depthwise_takes_several_taps_at_a_time(
     kernel: int, stride: int, name: str, intrinsic: str, mnemonic: str
 ) -> None:
@@ -148,7 +148,7 @@ def test_depthwise_takes_several_taps_at_a_time(
 
 
 @pytest.mark.parametrize("name", [row[0] for row in X86] + ["native"])
-@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (5, 2), (7, 1), (1, 2)])
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 2), (7, 1)])
 def test_depthwise_bit_by_bit(kernel: int, stride: int, name: str) -> None:
     """The ends of both ranges, which narrower sums would not hold."""
     need(name)

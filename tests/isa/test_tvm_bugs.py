@@ -108,3 +108,20 @@ def test_the_vectors_of_riscv_are_taken_apart() -> None:
 
     assert "<4 x float>" not in code("v")
     assert "<4 x float>" in code("zve64d", "zvl128b")
+
+
+def test_a_block_of_loops_in_overlapping_bands_is_of_other_rows() -> None:
+    """Rows 14*i + j with j < 16 become 16*i + j, cut off at the end. Hence kernels/woven.py makes words element by
+    element, where one shuffle would do."""
+    x = te.placeholder((30, 8), "float32")
+    y = te.compute((30, 8), lambda h, v: x[h, v] * 2, name="y")
+    k = te.reduce_axis((0, 3), "k")
+    z = te.compute((28, 8), lambda h, v: te.sum(y[h + k, v], axis=k), name="z")
+    sch = Schedule(te.create_prim_func([x, z]))
+    h, *_ = sch.get_loops(sch.get_sblock("z"))
+    band, _ = sch.split(h, [None, 14])
+    sch.compute_at(sch.get_sblock("y"), band)
+    block = sch.blockize(sch.get_loops(sch.get_sblock("y"))[-1])
+    (row, *_), extents = sch.get(block).iter_vars, [int(sch.get(loop).extent) for loop in sch.get_loops(block)]
+    assert extents[:2] == [2, 16] and int(row.dom.extent) == 30
+    assert " * T.int64(16) + " in sch.mod.script() or " * 16 + " in sch.mod.script()

@@ -2,7 +2,8 @@
 
     y[n, h, w, c*m + j] = sum over kh, kw of x[n, h*sh + kh*dh - top, w*sw + kw*dw - left, c] * weight[kh, kw, c*m + j]
 
-In integers the products are formed in int16, where u8 x s8 always fits, and summed in int32.
+In integers the products are formed in int16, where u8 x s8 always fits, and summed in int32; `woven` has those on dot
+products, scheduled here too.
 """
 
 from __future__ import annotations
@@ -91,10 +92,9 @@ def bands(
 ) -> list[tuple[int, int]]:
     """Rows of the result and vectors of channels that one task makes from padded copies of its own, the best first.
 
-    There are `chunks` vectors of channels, and of each row one of them takes `line_bytes` where it comes from, and
-    `row_bytes` in the copies. Rows that two bands share are copied twice, and lines of the cache that two chunks share
-    are read twice; copies should stay in the first-level cache, or else in half of the second. At least `tasks` tasks
-    are wanted.
+    There are `chunks` vectors of channels. One of them takes `line_bytes` of a pixel that is read, and `row_bytes` of a
+    row of the copies. Rows that two bands share are copied twice, and lines of the cache that two chunks share are read
+    twice; copies should stay in the first-level cache, or else in half of the second. `tasks`: wanted at least.
     """
     found = []
     for height in divisors(rows):
