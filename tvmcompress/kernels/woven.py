@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 from tvm import te, tirx
 
 from tvmcompress.isa import Dot, Isa
@@ -57,19 +56,17 @@ def plan(conv: Conv2d, isa: Isa, data: str, weight: str, choices: Choices = untu
     return choices(key(conv, data))("groups", [woven for _, woven in found])
 
 
-def packed_shape(conv: Conv2d, isa: Isa, p: Woven) -> tuple[int, ...]:
-    return p.outputs, conv.kernel[0], p.groups, round_up(conv.oc, isa.lanes), p.dot.depth
+def pack(weight: te.Tensor, conv: Conv2d, isa: Isa, p: Woven) -> te.Tensor:
+    """(C, 1, KH, KW) to the kernel's layout (P, KH, groups, C in whole vectors, D)."""
+    (kh, kw), (_, sw) = conv.kernel, conv.strides
 
+    def element(r, h, q, c, d):
+        tap = q * p.dot.depth + d - r * sw
+        inside = tirx.all(tap >= 0, tap < kw, c < conv.c)
+        return tirx.if_then_else(inside, weight[c, 0, h, tap], tirx.const(0, weight.dtype))
 
-def pack(weight: np.ndarray, conv: Conv2d, isa: Isa, p: Woven) -> np.ndarray:
-    """(C, 1, KH, KW) to the kernel's layout."""
-    c, _, kh, kw = weight.shape
-    packed = np.zeros((p.outputs, kh, p.groups * p.dot.depth, round_up(c, isa.lanes)), weight.dtype)
-    for r in range(p.outputs):
-        start = r * conv.strides[1]
-        packed[r, :, start : start + kw, :c] = weight[:, 0].transpose(1, 2, 0)
-    packed = packed.reshape(p.outputs, kh, p.groups, p.dot.depth, -1)
-    return np.ascontiguousarray(packed.transpose(0, 1, 2, 4, 3))
+    shape = (p.outputs, kh, p.groups, round_up(conv.c, isa.lanes), p.dot.depth)
+    return te.compute(shape, element, name="pack")
 
 
 def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, isa: Isa, p: Woven, fill: int = 0) -> te.Tensor:

@@ -22,6 +22,7 @@ from tvmcompress.kernels import matmul as matmul_kernel
 from tvmcompress.kernels import movement, normalization, tile, winograd, woven
 from tvmcompress.kernels.choices import Choices, untuned
 from tvmcompress.kernels.conv2d import Conv2d
+from tvmcompress.lower import packing
 
 FLOATS = ("float32", "float16", "bfloat16")
 INTEGERS = ("int8", "uint8")
@@ -82,7 +83,7 @@ class Anchors:
         packed = self.pack(
             weight,
             lambda value: conv_kernel.pack(value, conv, p),
-            lambda e: self.operand(rw, pack_conv(rw, e, conv, p), p),
+            lambda e: self.operand(rw, packing.pack_conv(rw, e, conv, p), p),
         )
         call = rw.builder.call_te(
             lambda data, taps: conv_kernel.compute(data, taps, conv, p, fill),
@@ -99,7 +100,7 @@ class Anchors:
         return rw.builder.call_te(
             lambda data, taps: winograd.compute(data, taps, conv, p),
             x,
-            transform_filters(rw, weight, conv, p),
+            packing.transform_filters(rw, weight, conv, p),
             primfunc_name_hint="conv2d_winograd",
             primfunc_attrs=ANCHOR,
         )
@@ -136,7 +137,7 @@ class Anchors:
         packed = self.pack(
             weight,
             lambda value: depthwise_kernel.pack(value, self.isa),
-            lambda e: pack_depthwise(rw, e, conv, self.isa),
+            lambda e: packing.pack_depthwise(rw, e, conv, self.isa),
         )
         call = rw.builder.call_te(
             lambda data, taps: depthwise_kernel.compute(data, taps, conv, self.isa, fill),
@@ -148,15 +149,12 @@ class Anchors:
         return cast_back(rw, call, var)
 
     def woven(self, rw, x, weight, conv, fill, p: woven.Woven):
-        packed = self.pack(
-            weight,
-            lambda value: woven.pack(value, conv, self.isa, p),
-            lambda e: pack_woven(rw, e, conv, self.isa, p),
-        )
+        """Weights are packed when the package is loaded: stored they would be up to six times as large."""
+        packed = rw.builder.call_te(lambda taps: woven.pack(taps, conv, self.isa, p), weight, primfunc_name_hint="pack")
         return rw.builder.call_te(
             lambda data, taps: woven.compute(data, taps, conv, self.isa, p, fill),
             x,
-            packed,
+            rw.emit(packed),
             primfunc_name_hint="depthwise_int8",
             primfunc_attrs=ANCHOR,
         )
@@ -174,7 +172,7 @@ class Anchors:
         p = matmul_kernel.plan(dims[-2], dims[-1], n, outer, self.isa, *kinds, self.choices)
         self.note(var, "matmul", int(np.prod(dims)) * n, kinds, p.tile)
         packed = self.pack(
-            y, lambda value: matmul_kernel.pack(value, p), lambda e: self.operand(rw, pack_matmul(rw, e, p), p)
+            y, lambda value: matmul_kernel.pack(value, p), lambda e: self.operand(rw, packing.pack_matmul(rw, e, p), p)
         )
         call = rw.builder.call_te(
             lambda data, taps: matmul_kernel.compute(data, taps, n, p),
@@ -318,65 +316,6 @@ def depends_on_constants(rw: Rewriter, expr: Expr) -> bool:
     if isinstance(call, relax.TupleGetItem):
         return depends_on_constants(rw, call.tuple_value)
     return isinstance(call, relax.Call) and all(depends_on_constants(rw, a) for a in call.args)
-
-
-def pad_to(rw: Rewriter, expr: Expr, dims: tuple[int, ...]) -> Expr:
-    """Zeros behind each axis up to `dims`."""
-    old = graph.shape(expr)
-    width = [w for have, want in zip(old, dims) for w in (0, want - have)]
-    return rw.emit(relax.op.nn.pad(expr, width)) if any(width) else expr
-
-
-def pack_conv(rw: Rewriter, weight: Expr, conv: Conv2d, p: conv_kernel.Plan) -> Expr:
-    """`kernels.conv2d.pack` as operators."""
-    oc, ic, kh, kw = graph.shape(weight)
-    group, blocks, block = oc // conv.groups, p.blocks(conv.oc // conv.groups), p.tile.block
-    icp = -(-ic // p.depth) * p.depth
-    e = rw.emit(relax.op.reshape(weight, (conv.groups, group, ic, kh, kw)))
-    e = pad_to(rw, e, (conv.groups, blocks * block, icp, kh, kw))
-    e = rw.emit(relax.op.reshape(e, (conv.groups * blocks, block, icp // p.depth, p.depth, kh, kw)))
-    e = rw.emit(relax.op.permute_dims(e, (0, 4, 5, 2, 1, 3)))
-    return e if p.depth > 1 else rw.emit(relax.op.squeeze(e, [5]))
-
-
-def transform_filters(rw: Rewriter, weight: Expr, conv: Conv2d, p: winograd.Plan) -> Expr:
-    """A kernel's 9 taps become 36, by operators: stored they would be four times as large."""
-    many, blocks, c, block = winograd.packed_shape(conv, p)
-    e = rw.emit(relax.op.permute_dims(weight, (2, 3, 1, 0)))
-    e = pad_to(rw, e, (*conv.kernel, c, blocks * block))
-    e = rw.emit(relax.op.reshape(e, (9, c * blocks * block)))
-    e = rw.emit(relax.op.matmul(graph.const(winograd.filters()), e))
-    e = rw.emit(relax.op.reshape(e, (many, c, blocks, block)))
-    return rw.emit(relax.op.permute_dims(e, (0, 2, 1, 3)))
-
-
-def pack_depthwise(rw: Rewriter, weight: Expr, conv: Conv2d, isa: Isa) -> Expr:
-    e = rw.emit(relax.op.permute_dims(rw.emit(relax.op.squeeze(weight, [1])), (1, 2, 0)))
-    return pad_to(rw, e, (*conv.kernel, -(-conv.oc // isa.lanes) * isa.lanes))
-
-
-def pack_woven(rw: Rewriter, weight: Expr, conv: Conv2d, isa: Isa, p: woven.Woven) -> Expr:
-    """`kernels.woven.pack` as operators."""
-    (kh, kw), depth = conv.kernel, p.dot.depth
-    e = pack_depthwise(rw, weight, conv, isa)
-    channels, parts = graph.shape(e)[-1], []
-    for r in range(p.outputs):
-        start = r * conv.strides[1]
-        widths = [0, 0, start, p.groups * depth - kw - start, 0, 0]
-        one = rw.emit(relax.op.nn.pad(e, widths))
-        one = rw.emit(relax.op.reshape(one, (1, kh, p.groups, depth, channels)))
-        parts.append(rw.emit(relax.op.permute_dims(one, (0, 1, 2, 4, 3))))
-    return rw.emit(relax.op.concat(parts, 0)) if len(parts) > 1 else parts[0]
-
-
-def pack_matmul(rw: Rewriter, weight: Expr, p: conv_kernel.Plan) -> Expr:
-    k, n = graph.shape(weight)
-    block = p.tile.block
-    kp, np_ = -(-k // p.depth) * p.depth, -(-n // block) * block
-    e = pad_to(rw, weight, (kp, np_))
-    e = rw.emit(relax.op.reshape(e, (kp // p.depth, p.depth, np_ // block, block)))
-    e = rw.emit(relax.op.permute_dims(e, (2, 0, 3, 1)))
-    return e if p.depth > 1 else rw.emit(relax.op.squeeze(e, [3]))
 
 
 def anchors(
