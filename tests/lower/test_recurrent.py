@@ -115,26 +115,50 @@ def test_a_cell_that_something_else_reads_stays(tmp_path) -> None:
     assert kernels(roll(graph.rewrite(before, visit), facts())[0]) == 0
 
 
-@pytest.mark.parametrize("op", ["LSTM", "GRU"])
-def test_int8_keeps_activations_float(op: str, tmp_path) -> None:
-    proto, arrays = network(op, 12, 1, 20, 64, "forward", False)
-    onnx.save(proto, tmp_path / "net.onnx")
-    model = tc.load(tmp_path / "net.onnx")
+def compressed(proto: onnx.ModelProto, arrays, folder):
+    """The model and its int8 form, from random samples."""
+    onnx.save(proto, folder / "net.onnx")
+    model = tc.load(folder / "net.onnx")
     rng = np.random.default_rng(1)
-    samples = [{"x": rng.standard_normal(arrays[0].shape).astype(np.float32)} for _ in range(4)]
-    small = tc.compress(model, "int8", samples=samples)
+    names = [spec.name for spec in model.inputs]
+    draw = lambda: {n: rng.standard_normal(a.shape).astype(np.float32) for n, a in zip(names, arrays)}  # noqa: E731
+    return model, tc.compress(model, "int8", samples=[draw() for _ in range(4)])
+
+
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_int8_products_of_a_layer_are_integers(op: str, tmp_path) -> None:
+    proto, arrays = network(op, 12, 1, 20, 64, "forward", False)
+    model, small = compressed(proto, arrays, tmp_path)
     package, whole = (tc.compile(m, Target.load("native")) for m in (small, model))
     wanted, got = (tc.deploy(p)({"x": arrays[0]})["y"] for p in (whole, package))
     assert 10 * np.log10((wanted**2).sum() / ((got - wanted) ** 2).sum()) > 30
     weights = sum(numpy_helper.to_array(w).nbytes for w in proto.graph.initializer)
-    assert sum(a.nbytes for a in package.weights()) < 0.3 * weights
+    assert sum(a.nbytes for a in package.weights()) < 0.35 * weights
+    assert [row["integer"] for row in package.manifest["layers"] if row["kind"] == "recurrent"] == [True]
 
 
+@pytest.mark.parametrize("case", CASES[-1:], ids=str)
 @pytest.mark.parametrize("op", ["LSTM", "GRU"])
-def test_neutral_weights_give_the_same_results(tmp_path, op):
+def test_steps_in_integers_become_one_call(case, op: str, tmp_path) -> None:
+    """Against the program as compressed; a bias before the layer is rounded to a step of the sums."""
+    proto, arrays = network(op, *case)
+    before = compressed(proto, arrays, tmp_path)[1].module
+    wanted = evaluate.evaluate(before, arrays)
+    after, rows = roll(before, facts())
+    assert [row["integer"] for row in rows] == [True, True] and kernels(after) == 2
+    got = machine(build(before, "native"), linking.linker(Target.load("native")))(arrays)
+    for a, b in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=0.004)
+
+
+@pytest.mark.parametrize("integers", [False, True])
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_neutral_weights_give_the_same_results(tmp_path, op, integers):
     """Stored as the program has them, in the layout that is the same for every target."""
     proto, inputs = network(op, 4, 1, 16, 64, "forward", False)
     mod, target = program(proto, tmp_path), Target.load("native")
+    if integers:
+        mod = compressed(proto, inputs, tmp_path)[1].module
     results, stored = [], []
     for neutral in (False, True):
         lowered = lower(mod, target.to_tvm(), facts(), neutral=neutral)

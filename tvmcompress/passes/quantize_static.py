@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import reduce
 from typing import ClassVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from tvmcompress.passes.support.calibration import Calibration, Seen, observe
 from tvmcompress.passes.support.histogram import Histogram
 from tvmcompress.passes.support.insertion import Insertion, Means, Ranges
 from tvmcompress.passes.support.layers import Layer
-from tvmcompress.passes.support.placement import Placement, Plan
+from tvmcompress.passes.support.placement import Placement, Plan, united
 from tvmcompress.passes.support.select import notes, recurrent, select
 from tvmcompress.passes.support.snr import layer_snr
 
@@ -27,9 +28,9 @@ class QuantizeStatic(Pass):
 
     Q is int8, symmetric, with one scale for each output channel; s and z (uint8) belong to the whole tensor x and come
     from `samples`. Convolutions of every kind and matrix products are taken; `support.placement` says where activations
-    are quantized so that integers flow between them. A bias stays float32. Of products whose input depends on a product
-    with the same weight (the steps of a recurrent layer) only the weight is quantized: their errors would accumulate,
-    and for a single row integer arithmetic is no faster.
+    are quantized so that integers flow between them. A bias stays float32. Products whose input depends on a product
+    with the same weight (the steps of a recurrent layer) all have the same s and z, and nothing between them is
+    quantized.
 
     Cost: weights take a quarter. Error: half a step in each quantized tensor. Scales after Jacob et al., "Quantization
     and training of neural networks for efficient integer-arithmetic-only inference", 2018; the correction of biases
@@ -53,16 +54,20 @@ class QuantizeStatic(Pass):
             raise SampleError("quantize_static needs samples: a few dozen typical inputs of the model")
         mod = graph.rewrite(mod, lambda *_: None)  # one form: names are unique, tuples are inlined
         chosen, reasons = select(mod, self.key, self.skip, self.skip_kinds, self.why_not)
-        stored = recurrent(mod, chosen)
-        reasons |= {layer.name: "of a recurrent network: 8-bit weights, float activations" for layer in stored}
-        plan = Placement(mod, {layer.name for layer in chosen} - set(reasons)).plan()
-        limits, means, remarks = self.calibrate(mod, plan, samples)
-        insertion = Insertion(mod, plan, plan.align(limits), means, self.search_weights, stored)
+        loops = recurrent(mod, chosen)
+        steps = {layer.name for loop in loops for layer in loop}
+        plan = Placement(mod, {layer.name for layer in chosen} - steps).plan()
+        limits, means, remarks = self.calibrate(mod, plan, loops, samples)
+        shared = [(loop, reduce(united, [limits[layer.live[0].name] for layer in loop])) for loop in loops]
+        insertion = Insertion(mod, plan, plan.align(limits), means, self.search_weights, shared)
         after, names = graph.rewrite(mod, insertion.visit), insertion.names
         del insertion  # it holds a copy of what it made
         snr = None
         if self.measure and chosen and samples.available:
-            snr = self.snr(mod, after, plan, names, samples)
+            ends = {layer.name: plan.inside[var][-1].name for var, layer in plan.layers.items()}
+            ends |= {name: name for name in steps}
+            measured = layer_snr(mod, after, {end: names[end] for end in ends.values()}, samples)
+            snr = {name: measured[end] for name, end in ends.items()}
         return Outcome(after, (*remarks, *notes(mod, self.key, reasons, snr)))
 
     def why_not(self, layer: Layer) -> str:
@@ -72,20 +77,17 @@ class QuantizeStatic(Pass):
             return "its weights are not constant"
         return ""
 
-    def snr(
-        self, before: tvm.IRModule, after: tvm.IRModule, plan: Plan, names: dict[str, str], samples: Calibration
-    ) -> dict[str, float | None]:
-        ends = {layer.name: plan.inside[var][-1].name for var, layer in plan.layers.items()}
-        measured = layer_snr(before, after, {end: names[end] for end in ends.values()}, samples)
-        return {name: measured[end] for name, end in ends.items()}
-
-    def calibrate(self, mod: tvm.IRModule, plan: Plan, samples: Calibration) -> tuple[Ranges, Means, tuple[dict, ...]]:
-        """Range of each tensor with parameters of its own, channel means of the layers' inputs, rows for the report.
+    def calibrate(
+        self, mod: tvm.IRModule, plan: Plan, loops: list[list[Layer]], samples: Calibration
+    ) -> tuple[Ranges, Means, tuple[dict, ...]]:
+        """Range of each tensor with parameters of its own, and of each input of a loop's products; channel means of the
+        layers' inputs; rows for the report.
 
         Both from the cache, when it was made for this program and these options.
         """
         axes = self.mean_axes(plan)
-        names = [v.name for v in plan.own]
+        states = [layer.live[0].name for loop in loops for layer in loop]
+        names = list(dict.fromkeys([*(v.name for v in plan.own), *states]))
         key = {}
         if samples.cache is not None:
             options = {k: v for k, v in asdict(self).items() if k in ("method", "percentile", "bias_correction")}

@@ -19,8 +19,8 @@ Means = dict[str, np.ndarray]
 
 class Insertion:
     """`visit` for `graph.rewrite`. `limits`: range by tensor; `means`: channel means of layers' inputs, which turn the
-    correction of biases on. Of the layers `stored` only the weights are quantized. Afterwards `names` leads from each
-    binding's old name to its new one.
+    correction of biases on. `loops`: the steps of recurrent layers, and the range of all their inputs. Afterwards
+    `names` leads from each binding's old name to its new one.
     """
 
     def __init__(
@@ -30,9 +30,9 @@ class Insertion:
         limits: Ranges,
         means: Means,
         search: bool,
-        stored: Collection[Layer] = (),
+        loops: Collection[tuple[Collection[Layer], tuple[float, float]]] = (),
     ):
-        self.stored = {layer.var: layer for layer in stored}
+        self.steps = {layer.var: (layer, limits) for loop, limits in loops for layer in loop}
         self.plan, self.limits, self.means, self.search = plan, limits, means, search
         self.old = graph.definitions(mod)
         self.names: dict[str, str] = {}
@@ -49,8 +49,12 @@ class Insertion:
         layer = self.plan.layers.get(var)
         if layer is not None and layer.weight is not None:
             expr = self.layer(rewriter, layer, expr)
-        if var in self.stored:
-            expr = self.with_weights(rewriter, self.stored[var], expr)
+        if var in self.steps:
+            step, limits = self.steps[var]
+            real = expr.args[0 if step.weight else 1]
+            expr = substitute(
+                self.with_weights(rewriter, step, expr), {real: self.rounded(rewriter, real, limits, real.name)}
+            )
         if var in self.biases:
             expr = with_bias(expr, self.biases[var])
         new = rewriter.emit(expr, var.name)
@@ -72,9 +76,12 @@ class Insertion:
 
     def point(self, rewriter: graph.Rewriter, var: relax.Var, real: graph.Expr) -> graph.Expr:
         """quantize and dequantize `real` with the parameters that the plan gives to `var`."""
-        p = ranges.params(*self.limits[self.plan.points[var].name])
-        q = rewriter.emit(ops.quantize(real, p.scale, p.zero, "uint8"), f"{var.name}_q")
-        return rewriter.emit(ops.dequantize(q, p.scale, p.zero), f"{var.name}_dq")
+        return self.rounded(rewriter, real, self.limits[self.plan.points[var].name], var.name)
+
+    def rounded(self, rewriter: graph.Rewriter, real: graph.Expr, limits: tuple[float, float], name: str) -> graph.Expr:
+        p = ranges.params(*limits)
+        q = rewriter.emit(ops.quantize(real, p.scale, p.zero, "uint8"), f"{name}_q")
+        return rewriter.emit(ops.dequantize(q, p.scale, p.zero), f"{name}_dq")
 
     def with_weights(self, rewriter: graph.Rewriter, layer: Layer, expr: relax.Call) -> relax.Call:
         """The layer with its constant operand in integers."""

@@ -31,8 +31,8 @@ def select(
     return [layer for layer in everything if layer.name not in reasons], reasons
 
 
-def recurrent(mod: tvm.IRModule, chosen: Sequence[Layer]) -> list[Layer]:
-    """The matrix products that depend on another one with the same weight, or on which such a one depends."""
+def recurrent(mod: tvm.IRModule, chosen: Sequence[Layer]) -> list[list[Layer]]:
+    """Matrix products with the same weight of which the later depend on the first, in a list for each weight."""
     groups: dict[tuple, list[Layer]] = {}
     for layer in chosen:
         if layer.kind == "matmul" and layer.weight is not None:
@@ -40,7 +40,7 @@ def recurrent(mod: tvm.IRModule, chosen: Sequence[Layer]) -> list[Layer]:
     readers, found = graph.consumers(mod), []
     for group in groups.values():
         if len(group) > 1 and reaches(readers, group[0].var, {layer.var for layer in group[1:]}):
-            found += group
+            found.append(group)
     return found
 
 
