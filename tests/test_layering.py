@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "tvmcompress"
 LAYERS = [
     ("the door", {"__init__", "__main__"}),
     ("commands", {"cli"}),
-    ("verbs", {"frontend", "compression", "compilation", "deployment", "inspection"}),
+    ("verbs", {"frontend", "compression", "compilation", "deployment", "inspection", "tuning"}),
     ("how a deployment is measured", {"measurement"}),
     ("recipes", {"recipe"}),
     ("what the weights become", {"passes"}),
@@ -24,7 +24,7 @@ LAYERS = [
     ("instruction sets", {"isa"}),
     ("models", {"model"}),
     ("packages and what runs them", {"package", "remote", "runtime", "serving"}),
-    ("nouns", {"device", "target", "report", "linking"}),
+    ("nouns", {"device", "target", "report", "linking", "trials", "tuning_log"}),
     (
         "parts of nouns",
         {"report_html", "report_text", "target_forms", "manifest", "archive", "arrays", "golden", "samples"},

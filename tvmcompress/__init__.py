@@ -3,7 +3,8 @@
     import tvmcompress as tc
     model = tc.load("resnet18.onnx")
     small = tc.compress(model, tc.Recipe.load("int8"), samples=images)
-    package = tc.compile(small, tc.Target.load("native"))
+    log = tc.tune(small, tc.Target.load("native"), budget_s=600)
+    package = tc.compile(small, tc.Target.load("native"), log=log)
     report = tc.deploy(package).measure(images, reference=model)
 
 Every name is imported when it is first used: a device that only runs packages needs no compiler.
@@ -22,6 +23,7 @@ _WHERE = {
     "load": "frontend",
     "compress": "compression",
     "compile": "compilation",
+    "tune": "tuning",
     "inspect": "inspection",
     "Model": "model",
     "Recipe": "recipe",
@@ -29,12 +31,21 @@ _WHERE = {
     "Package": "package",
     "Deployment": "deployment",
     "Report": "report",
+    "TuningLog": "tuning_log",
     "errors": "",
 }
 
-_COMPILER = {"load", "compress", "compile", "inspect", "Model", "Recipe"}  # what cannot do without TVM's compiler
+_COMPILER = {
+    "load",
+    "compress",
+    "tune",
+    "compile",
+    "inspect",
+    "Model",
+    "Recipe",
+}  # what cannot do without TVM's compiler
 
-__all__ = ["Deployment", "Model", "Package", "Recipe", "Report", "Target", "compile", "compress", "deploy", "errors", "inspect", "load"]  # fmt: skip  # noqa: E501
+__all__ = ["Deployment", "Model", "Package", "Recipe", "Report", "Target", "TuningLog", "compile", "compress", "deploy", "errors", "inspect", "load", "tune"]  # fmt: skip  # noqa: E501
 
 if TYPE_CHECKING:
     from tvmcompress import errors
@@ -48,6 +59,8 @@ if TYPE_CHECKING:
     from tvmcompress.recipe import Recipe
     from tvmcompress.report import Report
     from tvmcompress.target import Target
+    from tvmcompress.tuning import tune
+    from tvmcompress.tuning_log import TuningLog
 
 
 def __getattr__(name: str) -> Any:

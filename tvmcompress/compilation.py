@@ -6,28 +6,36 @@ and packed for the kernels when the package is loaded; for one build they are pa
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm
 
-from tvmcompress import archive, cpu, golden, linking
+from tvmcompress import archive, cpu, golden, linking, trials
 from tvmcompress.errors import ModelError, TvmcompressError
 from tvmcompress.ir import graph
 from tvmcompress.ir.macs import macs
 from tvmcompress.isa import isa_of
+from tvmcompress.kernels.choices import decided, versions
 from tvmcompress.lower import host
 from tvmcompress.lower.pipeline import Lowered, loaded, lower
 from tvmcompress.lower.weights import digest
 from tvmcompress.manifest import one_of_several
 from tvmcompress.model import Model, spec_json
 from tvmcompress.package import Package
-from tvmcompress.passes import FoldBatchNorm, FoldConstants
+from tvmcompress.passes import simplified
 from tvmcompress.target import Target
+from tvmcompress.trials import Trial
+
+if TYPE_CHECKING:
+    from tvmcompress.tuning_log import TuningLog
 
 Progress = Callable[[int, int | None, str], None]
 
@@ -42,13 +50,20 @@ class Build:
 
 
 def compile(
-    model: Model, target: Target | str, *, progress: Progress | None = None, between: Callable | None = None
+    model: Model,
+    target: Target | str,
+    *,
+    log: TuningLog | str | os.PathLike | None = None,
+    progress: Progress | None = None,
+    between: Callable | None = None,
 ) -> Package:
     """Compile `model` for `target`.
 
-    progress: called with (steps done, steps in all, what is being done). between: called with (step, module) after each
-    step of the lowering, for every build. Raises MissingDependencyError when the target's linker is not installed,
-    TargetError for an unknown target, ModelError for a model that TVM cannot compile.
+    log: where `tune` wrote what it measured; kernels that were tuned for this very target are made as was best there,
+    and without one as the records that ship with the project say. progress: called with (steps done, steps in all, what
+    is being done). between: called with (step, module) after each step of the lowering, for every build. Raises
+    MissingDependencyError when the target's linker is not installed, TargetError for an unknown target, ModelError
+    for a model that TVM cannot compile.
     """
     target = target if isinstance(target, Target) else Target.load(target)
     tell = progress or (lambda _done, _total, _text: None)
@@ -61,7 +76,7 @@ def compile(
         for i, (one, link) in enumerate(zip(target.each, links)):
             which = f" for {one.name}" if target.builds else ""
             tell(2 * i + 1, steps, f"generating kernels{which}")
-            lowered = build(module, one, between, neutral=bool(target.builds))
+            lowered = build(module, one, between, bool(target.builds), tuned(one, log))
             tell(2 * i + 2, steps, f"linking{which}")
             library = Path(folder, str(i), "library.so")
             library.parent.mkdir()
@@ -110,22 +125,37 @@ def in_common(stored: list[list[tvm.runtime.Tensor]]) -> tuple[list[tvm.runtime.
     return arrays, taken
 
 
-def simplified(module: tvm.IRModule) -> tvm.IRModule:
-    """What holds for every target: batch norms folded, constants that compression did not make folded."""
-    for step in (FoldBatchNorm(), FoldConstants()):
-        module = step(module, None).module
-    return module
+def tuned(target: Target, log: TuningLog | str | os.PathLike | None) -> dict[str, Mapping[str, Any]]:
+    """The decisions known for kernels on this very target: those that ship, and before them those of a log."""
+    found: dict[str, Trial] = {}
+    for trial in trials.shipped(target, versions()):
+        if trial.workload not in found or trial.ms < found[trial.workload].ms:
+            found[trial.workload] = trial
+    tables = {workload: trial.decisions for workload, trial in found.items()}
+    if log is None:
+        return tables
+    from tvmcompress.tuning_log import TuningLog
+
+    with contextlib.nullcontext(log) if isinstance(log, TuningLog) else TuningLog.open(log) as opened:
+        return tables | opened.decisions(trials.target_key(target), versions())
 
 
-def build(module: tvm.IRModule, target: Target, between: Callable | None = None, neutral: bool = False) -> Lowered:
-    """Lower for a target without further builds, TVM's errors translated."""
+def build(
+    module: tvm.IRModule,
+    target: Target,
+    between: Callable | None = None,
+    neutral: bool = False,
+    tables: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Lowered:
+    """Lower for a target without further builds, TVM's errors translated; `tables`: decisions by kernel."""
     try:
         if target.kind == "cuda":
             from tvmcompress.lower.cuda import lower_cuda
 
             return lower_cuda(module, target)
         tvm_target = target.to_tvm()
-        return lower(module, tvm_target, isa_of(tvm_target, target.l1d, target.l2), between, neutral=neutral)
+        isa = isa_of(tvm_target, target.l1d, target.l2)
+        return lower(module, tvm_target, isa, between, decided(tables or {}), neutral)
     except TvmcompressError:
         raise
     except Exception as error:  # the border where TVM's own errors, of any class, become ours

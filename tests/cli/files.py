@@ -43,7 +43,11 @@ def network() -> onnx.ModelProto:
 
 
 def prepare(folder: Path) -> Path:
-    """model.onnx, calib.npz, test.npz (with labels), x.npz; and small.model, small.tar, float.tar made of them."""
+    """model.onnx, calib.npz, test.npz (with labels), x.npz; and small.model, small.tar, float.tar made of them.
+
+    Also a tuning log, which stands for the user's own from now on, a copy of it, other.db, and its records, base.jsonl.
+    """
+    os.environ["TVMCOMPRESS_LOG"] = str(folder / "tuning.db")
     random = np.random.default_rng(1)
     images = random.normal(size=(12, *SHAPE[1:])).astype(np.float32)
     onnx.save(network(), folder / "model.onnx")
@@ -54,9 +58,18 @@ def prepare(folder: Path) -> Path:
         f"compress {folder}/model.onnx --recipe int8 --samples {folder}/calib.npz -o {folder}/small.model",
         f"compile {folder}/small.model -o {folder}/small.tar",
         f"compile {folder}/model.onnx -o {folder}/float.tar",
+        f"tune {folder}/model.onnx --trials 4",
+        f"log export -o {folder}/base.jsonl",
+        f"log merge {folder}/tuning.db --log {folder}/other.db",
     ):
         assert quick(arguments) == 0, arguments
     return folder
+
+
+def tune_briefly(monkeypatch) -> None:
+    """In this process tuning leaves a kernel alone after two trials without a gain."""
+    monkeypatch.setattr("tvmcompress.tuning.search.FLAT", 1)
+    monkeypatch.setattr("tvmcompress.tuning.search.BATCH", 2)
 
 
 def quick(arguments: str) -> int:

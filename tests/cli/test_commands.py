@@ -118,6 +118,19 @@ WRONG = [
     ("verify small.tar --device mars", 2, "wanted local, rpc://host:port"),
     ("measure small.tar --samples x.npz --reference none.onnx", 4, "no file 'none.onnx'"),
     ("frobnicate", 2, "No such command"),
+    ("tune model.onnx --budget soon", 2, "wanted a time like 90s, 30m or 1h30m"),
+    ("tune model.onnx --budget 0", 2, "wanted more than nothing"),
+    ("tune model.onnx --trials 0", 2, "wanted at least 1"),
+    ("tune model.onnx --until lots", 2, "wanted a share like 5%"),
+    ("tune model.onnx --target riscv64", 2, "riscv64 does not run on this machine"),
+    ("tune model.onnx --target x86-64-any", 2, "has several builds: tune for one of"),
+    ("tune model.onnx --samples calib.npz", 2, "give a --recipe that uses them"),
+    ("log show --log none.db", 2, "no tuning log 'none.db'"),
+    ("log show --log nosuch://host/name", 2, "wanted a path or postgresql://"),
+    ("log import none.jsonl", 2, "no file 'none.jsonl'"),
+    ("log merge none.db", 2, "no tuning log 'none.db'"),
+    ("log prune", 2, "say what to remove"),
+    ("compile model.onnx --log none.db -o o.tar", 2, "no tuning log 'none.db'"),
 ]
 
 

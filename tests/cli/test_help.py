@@ -7,10 +7,11 @@ import sys
 import click
 import pytest
 
-from tests.cli.files import ROOT, quick
+from tests.cli.files import ROOT, quick, tune_briefly
 from tvmcompress.cli import COMMANDS, cli
 
 PATHS = ["", *COMMANDS, "target list", "target show", "target detect", "recipe list", "recipe show"]
+PATHS += [f"log {name}" for name in ("show", "export", "import", "merge", "repair", "prune")]
 
 
 def help_of(path: str) -> str:
@@ -39,6 +40,7 @@ def test_help_ends_with_an_example(path):
 @pytest.mark.parametrize("example", sorted({e for path in PATHS for e in examples_of(path)}))
 def test_the_example_runs(folder, monkeypatch, capsys, example):
     monkeypatch.chdir(folder)
+    tune_briefly(monkeypatch)
     code = quick(example.removeprefix("tvmcompress "))
     told = capsys.readouterr()
     if "--target rpi4" in example and code == 5:

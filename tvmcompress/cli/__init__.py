@@ -13,7 +13,7 @@ import click
 from tvmcompress import process
 from tvmcompress.cli import errors
 
-COMMANDS = ("inspect", "compress", "compile", "run", "measure", "profile", "verify", "target", "recipe")
+COMMANDS = ("inspect", "compress", "tune", "compile", "run", "measure", "profile", "verify", "log", "target", "recipe")
 
 
 class Commands(click.Group):

@@ -8,6 +8,7 @@ import click
 
 from tvmcompress import process
 from tvmcompress.cli import models, options, screen
+from tvmcompress.errors import UsageError
 
 
 @click.command(
@@ -18,6 +19,7 @@ from tvmcompress.cli import models, options, screen
 @options.model_options
 @options.recipe_options(required=False)
 @options.target_option
+@click.option("--log", metavar="PATH", help="The tuning log, a file or a URL; this user's own unless given, or none.")
 @options.output_option("package")
 @options.json_option
 def command(
@@ -29,6 +31,7 @@ def command(
     limit: int | None,
     cache: Path | None,
     target: str,
+    log: str | None,
     output: Path,
     json_path: str | None,
 ) -> None:
@@ -48,10 +51,20 @@ def command(
     with screen.progress() as progress:
         if recipe is not None:
             loaded = models.compress_model(loaded, recipe, samples, limit, cache, progress)
-        package = compile(loaded, resolved, progress=progress)
+        package = compile(loaded, resolved, log=_log(log), progress=progress)
     package.save(output)
     value = {"output": str(output), "sizes": package.sizes, **package.manifest}
     screen.result(value, lambda: _text(value), json_path)
+
+
+def _log(log: str | None) -> str | None:
+    """What `--log` names; this user's own when there is one; nothing for `none`."""
+    where = options.log_path(log)
+    if log == "none" or (log is None and "://" not in where and not Path(where).is_file()):
+        return None
+    if "://" not in where and not Path(where).is_file():
+        raise UsageError(f"no tuning log '{where}'; `tvmcompress tune` writes one")
+    return where
 
 
 def _text(value: dict) -> str:

@@ -8,11 +8,14 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tvmcompress.errors import UsageError
+
+if TYPE_CHECKING:
+    from tvmcompress.tuning_log import TuningLog
 
 PATH = click.Path(path_type=Path)
 
@@ -98,6 +101,26 @@ target_option = click.option(
 build_option = click.option(
     "--build", metavar="NAME", help="Of a package of several builds this one, not the best that can run there."
 )
+log_option = click.option(
+    "--log", metavar="PATH", help="The tuning log, a file or a URL; this user's own unless given."
+)
+
+
+def log_path(log: str | None) -> str:
+    """What `--log` names, or this user's own."""
+    from tvmcompress.tuning_log import default_path
+
+    return log or os.environ.get("TVMCOMPRESS_LOG") or str(default_path())
+
+
+def opened_log(log: str | None, must_exist: bool = True) -> TuningLog:
+    """The log for reading; UsageError where there is none yet."""
+    from tvmcompress.tuning_log import TuningLog
+
+    where = log_path(log)
+    if must_exist and "://" not in where and not Path(where).is_file():
+        raise UsageError(f"no tuning log '{where}'; `tvmcompress tune` writes one")
+    return TuningLog.open(where)
 
 
 def check_output(output: Path, *inputs: Path | None) -> None:

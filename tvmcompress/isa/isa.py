@@ -31,6 +31,11 @@ class Dot:
     spaced: Callable[[int], Dot] | None = None  # the same for rows that lie so many apart
     lanewise: str = ""  # the same where each lane has an A of its own, in words of 32 bits
 
+    @property
+    def decision(self) -> str:
+        """How a log of tuning names it."""
+        return self.intrinsic
+
 
 @dataclass(frozen=True)
 class Isa:

@@ -3,15 +3,28 @@
 Wherever several ways are right, a plan or a schedule asks `choose(name, candidates)`. Candidates come in the order in
 which the analytic model likes them, so that untuned code takes the first; every other one gives the same numbers.
 A kernel is known by what it computes: two layers with one key share their decisions.
+
+Decisions are written down as JSON, a table for each kernel: {"tile": {"pixels": 6, …}, "outermost": "rows", …}.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Protocol, TypeVar
+
+import tvm
 
 T = TypeVar("T")
 KEY = "tvmcompress.kernel"  # the annotation of an anchor block that holds its kernel's key
+SCHEDULES = 1  # raised when decisions come to mean something else; those written down before then are not used
+
+Decisions = dict[str, Any]  # by name
+
+
+def versions() -> str:
+    """What decisions depend on beside the target: another TVM makes other code of them."""
+    return f"tvm {tvm.__version__}, schedules {SCHEDULES}"
 
 
 class Choose(Protocol):
@@ -34,3 +47,62 @@ def untuned(_key: str) -> Choose:
 def first(best: T, others: Sequence[T]) -> list[T]:
     """Candidates with the best one in front."""
     return [best, *(other for other in others if other != best)]
+
+
+def written(candidate: Any) -> Any:
+    """A candidate as JSON: dataclasses by their fields, or by what their property `decision` says of them."""
+    if hasattr(candidate, "decision"):
+        return written(candidate.decision)
+    if is_dataclass(candidate):
+        return {field.name: written(getattr(candidate, field.name)) for field in fields(candidate)}
+    if isinstance(candidate, list | tuple):
+        return [written(value) for value in candidate]
+    if isinstance(candidate, dict):
+        return {key: written(value) for key, value in candidate.items()}
+    return candidate
+
+
+def decided(tables: Mapping[str, Mapping[str, Any]]) -> Choices:
+    """Choices from tables by kernel; where one says nothing, or names no candidate, the analytic one."""
+
+    def of_kernel(key: str) -> Choose:
+        table = tables.get(key, {})
+
+        def choose(name: str, candidates: Sequence[T]) -> T:
+            if name not in table:
+                return candidates[0]
+            return next((c for c in candidates if written(c) == table[name]), candidates[0])
+
+        return choose
+
+    return of_kernel
+
+
+@dataclass(frozen=True)
+class Question:
+    """What was asked of a chooser: the candidates as JSON, and which of them was taken."""
+
+    candidates: tuple
+    taken: int
+
+
+class Recorder:
+    """Choices made by another, written down: `asked` holds by kernel, and then by name, each question."""
+
+    def __init__(self, inner: Choices) -> None:
+        self.inner = inner
+        self.asked: dict[str, dict[str, Question]] = {}
+
+    def __call__(self, key: str) -> Choose:
+        choose, asked = self.inner(key), self.asked.setdefault(key, {})
+
+        def watched(name: str, candidates: Sequence[T]) -> T:
+            taken = choose(name, candidates)
+            asked[name] = Question(tuple(written(c) for c in candidates), list(candidates).index(taken))
+            return taken
+
+        return watched
+
+    def decisions(self, key: str) -> Decisions:
+        """What was taken for a kernel."""
+        return {name: question.candidates[question.taken] for name, question in self.asked.get(key, {}).items()}

@@ -72,6 +72,11 @@ class Plan:
     tile: Tile
     cycles: float
 
+    @property
+    def decision(self) -> dict:
+        """How a log of tuning names it."""
+        return {"rows": self.rows, "columns": self.columns, "tile": self.tile}
+
 
 # In multiply-adds of one vector, of which two are done in a cycle: what a patch costs for each vector of channels.
 TRANSFORM_DATA, TRANSFORM_SUMS = 260, 200

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,8 @@ from tvmcompress.lower.memory import Memory, arena, trusted
 from tvmcompress.lower.recurrent import roll
 from tvmcompress.lower.schedules import kernels, schedule
 from tvmcompress.lower.weights import split
+
+Watch = Callable[[str, tvm.IRModule], None]
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,33 @@ def lower(
     `choices(key)` makes a kernel's decisions (kernels.choices). `neutral` stores weights as the program has them, so
     that builds for several targets share them; `prepare` then packs them when the package is loaded.
     """
-    approximation.install()
     watch = between or (lambda _step, _mod: None)
+    mod, steps = lower_graph(mod, isa, watch, neutral)
+    lowered = lower_kernels(mod, target, isa, watch, choices, neutral)
+    return replace(lowered, layers=[*steps, *lowered.layers])
+
+
+def lower_graph(mod: tvm.IRModule, isa: Isa, watch: Watch, neutral: bool = False) -> tuple[tvm.IRModule, list[dict]]:
+    """The part that no decision of a kernel has a say in; and a row for each layer that is a kernel already."""
     # First, while the steps look as they were imported.
     mod, steps = roll(mod, isa, neutral)
     watch("roll", mod)
     for name, step in graph_steps(isa):
         mod = step(mod)
         watch(name, mod)
+    return mod, steps
+
+
+def lower_kernels(
+    mod: tvm.IRModule,
+    target: tvm.target.Target,
+    isa: Isa,
+    watch: Watch,
+    choices: Choices = untuned,
+    neutral: bool = False,
+) -> Lowered:
+    """From what `lower_graph` leaves to machine code."""
+    approximation.install()
     # Kernels for what costs time; what stays are element-wise operators, data movement and reductions.
     mod, layers = anchors(mod, isa, choices, neutral)
     mod = share_bits(mod)
@@ -137,7 +158,7 @@ def lower(
         inputs=parts.inputs,
         prepares=any(var.name_hint == "prepare" for var in mod.get_global_vars()),
         fallbacks=scheduled.fallbacks,
-        layers=[*steps, *layers],
+        layers=layers,
         kernels=kernels(mod),
         memory=memory,
     )

@@ -60,8 +60,9 @@ class Roll:
         time, batch, wide = graph.shape(inputs)
         hidden = graph.shape(h)[-1]
         p = recurrent.plan(self.isa, wide, hidden, "int8" if integers else "float32")
+        products = sum(c.weight is not None for c in chain)  # a first state of zeros has none
         kinds = f"{p.data}xint8" if integers else "float32xfloat32"
-        row = {"name": cell.out.name, "kind": "recurrent", "macs": time * batch * hidden * wide, "dtype": kinds}
+        row = {"name": cell.out.name, "kind": "recurrent", "macs": products * batch * hidden * wide, "dtype": kinds}
         self.done.append(row | {"integer": bool(integers), "tile": [p.tile.pixels, p.tile.vectors]})
         weight, sums = self.weight(rw, chain[1], p)
         backward = chain[0].time > chain[-1].time

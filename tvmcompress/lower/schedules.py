@@ -15,7 +15,7 @@ from tvmcompress.kernels import FAMILY, MACS, depthwise, generic, lookup, tile, 
 from tvmcompress.kernels.choices import KEY, Choices, Choose
 
 DOT_FLOATS = {BF16_BITS: "bfloat16", "float16": "float16"}  # what dot products of floats read
-WORK = "tvmcompress.work"  # an attribute of functions: family, multiply-accumulates, arithmetic
+WORK = "tvmcompress.work"  # an attribute of functions: family, multiply-accumulates, arithmetic, key
 FAMILIES: dict[str, Callable[[Schedule, Isa, Choose], None]] = {
     "tile": tile.schedule,
     "depthwise": depthwise.schedule,
@@ -42,7 +42,7 @@ def anchor_of(sch: Schedule) -> tuple[str, str]:
 
 
 def work(func: PrimFunc) -> list | None:
-    """Family, MACs and arithmetic of a program that multiplies."""
+    """Family, MACs, arithmetic and key of a program that multiplies."""
     sch = Schedule(func)
     for block in generic.blocks_of(sch):
         node = sch.get(block)
@@ -51,22 +51,23 @@ def work(func: PrimFunc) -> list | None:
             arithmetic = "int8" if written == {"int32"} else "float32"
             if node.annotations.get("dot"):
                 arithmetic = next((DOT_FLOATS[dtype] for dtype in read if dtype in DOT_FLOATS), arithmetic)
-            return [str(node.annotations[FAMILY]), int(node.annotations[MACS]), arithmetic]
+            key = str(node.annotations.get(KEY, ""))
+            return [str(node.annotations[FAMILY]), int(node.annotations[MACS]), arithmetic, key]
     return None
 
 
 def kernels(mod: tvm.IRModule) -> list[dict]:
-    """A row for each scheduled program that multiplies: name, family, macs of one call, and arithmetic.
+    """A row for each scheduled program that multiplies: name, family, macs of one call, arithmetic and key.
 
-    That is what its instructions are for: float32, float16, bfloat16 or int8.
+    The arithmetic is what its instructions are for: float32, float16, bfloat16 or int8. The key is what the kernel is
+    known by to those who make its decisions, empty where there are none.
     """
     rows = []
     for var, func in mod.functions_items():
         if isinstance(func, PrimFunc) and func.attrs and WORK in func.attrs:
-            family, macs, arithmetic = func.attrs[WORK]
-            rows.append(
-                {"name": var.name_hint, "family": str(family), "macs": int(macs), "arithmetic": str(arithmetic)}
-            )
+            family, macs, arithmetic, key = func.attrs[WORK]
+            row = {"family": str(family), "macs": int(macs), "arithmetic": str(arithmetic), "key": str(key)}
+            rows.append({"name": var.name_hint, **row})
     return rows
 
 

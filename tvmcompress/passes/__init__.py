@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tvm
+
 from tvmcompress.passes.fold_batch_norm import FoldBatchNorm
 from tvmcompress.passes.fold_constants import FoldConstants
 from tvmcompress.passes.quantize_dynamic import QuantizeDynamic
@@ -22,4 +24,12 @@ PASSES: dict[str, type[Pass]] = {
     "to_bf16": ToBf16,
 }
 
-__all__ = ["PASSES", "Calibration", "Outcome", "Pass", *(cls.__name__ for cls in PASSES.values())]
+
+def simplified(module: tvm.IRModule) -> tvm.IRModule:
+    """What holds for every target: batch norms folded, constants that compression did not make folded."""
+    for step in (FoldBatchNorm(), FoldConstants()):
+        module = step(module, None).module
+    return module
+
+
+__all__ = ["PASSES", "Calibration", "Outcome", "Pass", "simplified", *(cls.__name__ for cls in PASSES.values())]

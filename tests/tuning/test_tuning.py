@@ -1,0 +1,190 @@
+"""Tuning a small network on this machine: what it finds is right, is kept, and is what `compile` makes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+import tvmcompress as tc
+from tests import networks
+from tvmcompress.errors import TargetError, UsageError
+from tvmcompress.isa import isa_of
+from tvmcompress.kernels.choices import versions
+from tvmcompress.lower.pipeline import lower_graph
+from tvmcompress.passes import simplified
+from tvmcompress.target import Target
+from tvmcompress.trials import Trial, digest, target_key
+from tvmcompress.tuning import FOLDER, tune, workshop
+from tvmcompress.tuning.tasks import anchors_of, tasks
+from tvmcompress.tuning.workshop import Workshop, WrongResult, compare
+from tvmcompress.tuning_log import TuningLog
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> tc.Model:
+    path = tmp_path_factory.mktemp("net") / "net.onnx"
+    onnx.save(networks.small(32), path)
+    return tc.load(path)
+
+
+def found(model: tc.Model, name: str = "native") -> list:
+    target = Target.load(name)
+    machine = target.to_tvm()
+    return tasks(simplified(model.module), machine, isa_of(machine, target.l1d, target.l2))
+
+
+@pytest.mark.parametrize("network", ["resnet18", "shuffle", "transformer"])
+@pytest.mark.parametrize("recipe", ["", "int8"])
+def test_every_product_of_a_network_is_a_task(network: str, recipe: str, tmp_path) -> None:
+    options = {"resnet18": (64,), "transformer": (32, 8, 64, 2, 2, 10)}
+    proto = getattr(networks, network)(*options.get(network, ()))
+    onnx.save(proto, tmp_path / "net.onnx")
+    model = tc.load(tmp_path / "net.onnx")
+    if recipe:
+        rng = np.random.default_rng(0)
+        samples = [{s.name: rng.standard_normal(s.shape).astype(s.dtype) for s in model.inputs} for _ in range(2)]
+        model = tc.compress(model, recipe, **({"samples": samples} if recipe == "int8" else {}))
+    target = Target.load("icelake-server")
+    isa = isa_of(target.to_tvm(), target.l1d, target.l2)
+    mod, _ = lower_graph(simplified(model.module), isa, lambda _step, _mod: None)
+    rows = found(model, "icelake-server")
+    assert sum(task.calls for task in rows) == len(list(anchors_of(mod)))
+    package = tc.compile(model, target)
+    assert {row["key"] for row in package.manifest["kernels"] if row["key"]} <= {task.workload for task in rows}
+
+
+def events_of(model, log, **options) -> list[tuple[str, dict]]:
+    events: list[tuple[str, dict]] = []
+    tune(model, "native", log=log, events=lambda name, facts: events.append((name, dict(facts))), **options).close()
+    return events
+
+
+def test_tunes_resumes_and_compiles(model, tmp_path) -> None:
+    path, target = tmp_path / "log.db", Target.load("native")
+    first = events_of(model, path, trials=24)
+    trials = [facts for name, facts in first if name == "trial"]
+    assert len(trials) == 24 and all(facts["status"] == "ok" for facts in trials)
+    again = events_of(model, path, trials=24)
+    assert not [facts for name, facts in again if name == "trial"]  # nothing is measured twice
+    more = events_of(model, path, trials=30)
+    assert len([facts for name, facts in more if name == "trial"]) == 6
+    kept = {facts["workload"]: facts for name, facts in more if name == "confirmed"}
+    assert set(kept) == {task.workload for task in found(model)}
+    assert all(facts["ms"] <= facts["untuned_ms"] for facts in kept.values())
+    with TuningLog.open(path) as log:
+        rows = log.trials(target_key(target))
+        assert len({(t.workload, t.digest) for t in rows}) == len(rows) == 30
+        assert log.decisions(target_key(target), versions()) == {k: v["decisions"] for k, v in kept.items()}
+    package, plain = tc.compile(model, target, log=path), tc.compile(model, target)
+    inputs = {s.name: np.random.default_rng(0).standard_normal(s.shape).astype(s.dtype) for s in model.inputs}
+    one, other = tc.deploy(package)(inputs), tc.deploy(plain)(inputs)
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5)
+    assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob(f"{FOLDER}{os.getpid()}-*"))
+
+
+def test_decisions_of_the_log_are_those_of_the_code(model, tmp_path) -> None:
+    """A decision that is not the analytic one changes the machine code; one of another target does not."""
+    target = Target.load("native")
+    task = max(found(model), key=lambda t: t.macs)
+    shop = Workshop(target, tmp_path, 2)
+    (outcome,) = shop.build(task, [{}], set())
+    untuned = outcome.value
+    name, question = next(
+        (n, q) for n, q in untuned.asked.items() if n in ("tile", "algorithm") and len(q.candidates) > 1
+    )
+    other = next(c for c in question.candidates if c != question.candidates[question.taken])
+    code = {}
+    for key in (target_key(target), target_key(target) + "x"):
+        with TuningLog.open(tmp_path / f"{len(key)}.db") as log:
+            log.add(Trial(key, task.workload, "b", versions(), {**untuned.decisions, name: other}, times_ms=(1.0,)))
+            with tc.compile(model, target, log=log).library() as library:
+                code[key] = Path(library).read_bytes()
+    with tc.compile(model, target).library() as library:
+        plain = Path(library).read_bytes()
+    assert code[target_key(target)] != plain and code[target_key(target) + "x"] == plain
+
+
+def test_known_decisions_are_not_built(model, tmp_path) -> None:
+    task, shop = found(model)[0], Workshop(Target.load("native"), tmp_path, 2)
+    (first,) = shop.build(task, [{}], set())
+    again, nonsense = shop.build(task, [{}, {"tile": "no such"}], {digest(first.value.decisions)})
+    assert again.value.known and nonsense.value.known and not first.value.known
+
+
+def test_wrong_results_are_found() -> None:
+    right = [np.arange(6, dtype=np.int32), np.linspace(-1, 1, 7, dtype=np.float32)]
+    compare(right, right)
+    for spoiled in (
+        [right[0] + np.eye(6, dtype=np.int32)[3], right[1]],
+        [right[0], right[1] + np.float32(3e-4)],
+        [right[0], np.where(right[1] == 0, np.nan, right[1])],
+    ):
+        with pytest.raises(WrongResult):
+            compare(spoiled, right)
+    compare([right[0], right[1] + np.float32(5e-5)], right)
+
+
+def test_a_wrong_kernel_never_enters_the_log_as_good(model, tmp_path, monkeypatch) -> None:
+    reference = workshop._reference
+    monkeypatch.setattr(workshop, "_reference", lambda task: [r + 1 for r in reference(task)])
+    events = events_of(model, tmp_path / "log.db", trials=4)
+    assert {facts["status"] for name, facts in events if name == "trial"} == {"wrong_result"}
+    assert [name for name, _ in events].count("first_error") == 1
+    with TuningLog.open(tmp_path / "log.db") as log:
+        assert log.decisions(target_key(Target.load("native")), versions()) == {}
+        assert all("off by" in t.error or "differ" in t.error for t in log.trials())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "said"),
+    [
+        ({"trials": 0}, UsageError, "at least 1"),
+        ({"budget_s": 0.0}, UsageError, "more than nothing"),
+        ({"until": 1.5}, UsageError, "5%"),
+        ({"only": "nothing*"}, UsageError, "nothing to tune"),
+    ],
+)
+def test_options_that_cannot_be(options: dict, error, said: str, model, tmp_path) -> None:
+    with pytest.raises(error, match=said):
+        tune(model, "native", log=tmp_path / "log.db", **options)
+
+
+def test_a_target_that_does_not_run_here(model, tmp_path) -> None:
+    with pytest.raises(TargetError, match="does not run on this machine"):
+        tune(model, "riscv64", log=tmp_path / "log.db")
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_at_any_moment(how: signal.Signals, model, tmp_path) -> None:
+    """What was measured is in the log, no process stays, and the model compiles with it."""
+    onnx.save(networks.small(32), tmp_path / "net.onnx")
+    path, events = tmp_path / "log.db", tmp_path / "events"
+    command = [sys.executable, "-m", "tvmcompress", "tune", str(tmp_path / "net.onnx"), "--log", str(path)]
+    process = subprocess.Popen([*command, "--events", str(events)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    told: list[dict] = []
+    while sum(e["event"] == "trial" for e in told) < 10 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        told = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
+    process.send_signal(how)
+    begun = time.monotonic()
+    said = process.communicate()[1]
+    assert time.monotonic() - begun < 10
+    assert process.returncode == (130 if how == signal.SIGINT else -9), said
+    told = [json.loads(line) for line in events.read_text().splitlines()]
+    done = sum(e["event"] == "trial" for e in told)
+    with TuningLog.open(path) as log:
+        assert done >= 10 and len(log.trials()) in (done, done + 1)
+    tc.compile(model, "native", log=path)

@@ -1,0 +1,165 @@
+"""tvmcompress log show | export | import | merge | repair | prune"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from tvmcompress.cli import options, screen
+
+if TYPE_CHECKING:
+    from tvmcompress.trials import Trial
+
+
+@click.group(epilog="Example:\n\n\b\n  tvmcompress log show")
+def command() -> None:
+    """What tuning has measured."""
+
+
+@command.command("show", epilog="Example:\n\n\b\n  tvmcompress log show --target native --all")
+@options.log_option
+@click.option("--target", help="Only what was measured for this target.")
+@click.option("--all", "everything", is_flag=True, help="Every trial, not only the best of each kernel.")
+@options.json_option
+def show(log: str | None, target: str | None, everything: bool, json_path: str | None) -> None:
+    """The best trial of each kernel, target and board."""
+    from tvmcompress.trials import record
+
+    with options.opened_log(log) as opened:
+        trials = opened.trials(_key(target))
+    rows = trials if everything else best(trials)
+    screen.result([record(t) for t in rows], lambda: _table(rows, trials, everything), json_path)
+
+
+@command.command("export", epilog="Example:\n\n\b\n  tvmcompress log export --target native -o base.jsonl")
+@options.log_option
+@click.option("--target", help="Only what was measured for this target.")
+@click.option("--all", "everything", is_flag=True, help="Every trial, not only the best of each kernel.")
+@options.output_option("file of records, one a line,")
+def export(log: str | None, target: str | None, everything: bool, output: Path) -> None:
+    """Write records that stand for themselves, one a line."""
+    options.check_output(output)
+    with options.opened_log(log) as opened:
+        trials = opened.trials(_key(target))
+        count = opened.export(output, trials if everything else best(trials))
+    screen.show(f"{output}: {count} records")
+
+
+@command.command("import", epilog="Example:\n\n\b\n  tvmcompress log import base.jsonl")
+@click.argument("files", nargs=-1, required=True, type=options.PATH)
+@options.log_option
+def import_(files: tuple[Path, ...], log: str | None) -> None:
+    """Read records that `log export` wrote.
+
+    Lines that are none are set aside, in FILE.bad, each behind its number and the reason.
+    """
+    from tvmcompress.errors import UsageError
+
+    for path in files:
+        if not path.is_file():
+            raise UsageError(f"no file '{path}'")
+    with options.opened_log(log, must_exist=False) as opened:
+        for path in files:
+            with path.open(encoding="utf-8", errors="replace") as lines:
+                new, known, bad = opened.import_lines(lines)
+            screen.show(f"{path}: {new} new, {known} known, {len(bad)} bad" + _set_aside(path, bad))
+
+
+@command.command("merge", epilog="Example:\n\n\b\n  tvmcompress log merge other.db")
+@click.argument("others", nargs=-1, required=True)
+@options.log_option
+def merge(others: tuple[str, ...], log: str | None) -> None:
+    """Take over all trials of other logs, paths or URLs."""
+    with options.opened_log(log, must_exist=False) as opened:
+        for other in others:
+            with options.opened_log(other) as read:
+                new = sum(opened.add(trial) for trial in read.trials())
+            screen.show(f"{other}: {new} new trials")
+
+
+@command.command("repair", epilog="Example:\n\n\b\n  tvmcompress log repair --log tuning.db")
+@options.log_option
+def repair(log: str | None) -> None:
+    """Save what can be read of a damaged log into a new file, which takes its place; the old one is kept beside it."""
+    from tvmcompress.tuning_log import repaired
+
+    path, kept, aside = repaired(options.log_path(log))
+    screen.show(
+        f"{path}: {kept} trials saved" + (f"; the damaged file is {aside}" if aside else "; it was not damaged")
+    )
+
+
+@command.command("prune", epilog="Example:\n\n\b\n  tvmcompress log prune --failed")
+@options.log_option
+@click.option("--target", help="Only what was measured for this target.")
+@click.option("--failed", is_flag=True, help="Trials that failed.")
+@click.option("--old", is_flag=True, help="Trials of other versions of TVM or of our schedules.")
+def prune(log: str | None, target: str | None, failed: bool, old: bool) -> None:
+    """Remove trials of no more use."""
+    from tvmcompress.kernels.choices import versions
+
+    if not failed and not old:
+        raise click.UsageError("say what to remove: --failed, --old or both")
+    with options.opened_log(log) as opened:
+        now = versions()
+        found = [t for t in opened.trials(_key(target)) if (failed and t.status != "ok") or (old and t.versions != now)]
+        screen.show(f"{opened.name}: {opened.remove(found)} trials removed")
+
+
+def best(trials: list[Trial]) -> list[Trial]:
+    """The fastest of each kernel, target, board and version that gave right results."""
+    found: dict[tuple, Trial] = {}
+    for trial in trials:
+        place = (trial.target, trial.workload, trial.board, trial.versions)
+        if trial.status == "ok" and (place not in found or trial.ms < found[place].ms):
+            found[place] = trial
+    return list(found.values())
+
+
+def _key(target: str | None) -> str | None:
+    from tvmcompress.target import Target
+    from tvmcompress.trials import target_key
+
+    return target_key(Target.load(target)) if target else None
+
+
+def _set_aside(path: Path, bad: list[tuple[int, str, str]]) -> str:
+    from tvmcompress.ir.files import atomic_write
+
+    if not bad:
+        return ""
+    aside = path.with_name(f"{path.name}.bad")
+    with atomic_write(aside) as temporary:
+        temporary.write_text("".join(f"{number}: {reason}: {line}\n" for number, line, reason in bad))
+    number, _, reason = bad[0]
+    return f" (in {aside}; the first, line {number}: {reason})"
+
+
+def _table(rows: list[Trial], trials: list[Trial], everything: bool) -> Table:
+    counts: dict[tuple, int] = {}
+    for trial in trials:
+        place = (trial.target, trial.workload, trial.board, trial.versions)
+        counts[place] = counts.get(place, 0) + 1
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("target", "kernel", "board", "ms", "trials" if not everything else "status", "decisions"):
+        table.add_column(column, justify="right" if column in ("ms", "trials") else "left")
+    for row in rows:
+        place = (row.target, row.workload, row.board, row.versions)
+        ms = f"{row.ms:.4f}" if row.status == "ok" else "-"
+        last = row.status if everything else str(counts[place])
+        said = " ".join(f"{name}={_short(value)}" for name, value in row.decisions.items())
+        table.add_row(*map(Text, (row.target.split(":")[0], row.workload, row.board.split(",")[0], ms, last, said)))
+    return table
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return "x".join(_short(inner) for inner in value.values())
+    if isinstance(value, list):
+        return ",".join(_short(inner) for inner in value)
+    return str(value)

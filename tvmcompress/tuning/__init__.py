@@ -1,0 +1,123 @@
+"""tune(model, target) -> TuningLog: measure what kernels leave open, on the machine that will run them.
+
+Each convolution and matrix product is a task. Candidates are decisions of our own schedules (kernels.choices), built in
+forked children, compared with TVM's stock kernels, and timed alone. Every trial is in the log before the next begins:
+a run that was stopped, however, goes on with the same command, and nothing is measured twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from tvmcompress import cpu
+from tvmcompress.errors import TargetError, UsageError
+from tvmcompress.isa import isa_of
+from tvmcompress.kernels.choices import versions
+from tvmcompress.model import Model
+from tvmcompress.passes import simplified
+from tvmcompress.target import Target
+from tvmcompress.trials import board_key, target_key
+from tvmcompress.tuning.search import Place, Search
+from tvmcompress.tuning.tasks import tasks
+from tvmcompress.tuning.workshop import Workshop
+from tvmcompress.tuning_log import TuningLog
+
+TRIALS = 1000
+FOLDER = "tvmcompress-tune-"  # and the process that it belongs to
+
+Events = Callable[[str, Mapping[str, Any]], None]
+
+
+def tune(
+    model: Model,
+    target: Target | str = "native",
+    *,
+    log: TuningLog | str | os.PathLike | None = None,
+    trials: int = TRIALS,
+    budget_s: float | None = None,
+    until: float = 0.0,
+    only: str = "*",
+    events: Events | None = None,
+    seed: int = 0,
+) -> TuningLog:
+    """Tune the kernels of `model` for `target`, which this machine must be able to run.
+
+    trials: in all, with those of earlier runs on this model. budget_s: seconds, likewise. until: stop when no kernel
+    promises this share of the model's time any more. only: a pattern for the kernels' names. events: called with a name
+    and facts, `start`, `trial`, `progress`, `first_error`, `confirmed` and `done`.
+
+    Ctrl-C (KeyboardInterrupt) ends it in seconds with all that was measured in the log. Raises UsageError for options
+    that cannot be, TargetError for a target that does not run here, TuningLogError when the log cannot be written.
+    """
+    target = target if isinstance(target, Target) else Target.load(target)
+    check(target, trials, budget_s, until)
+    log = log if isinstance(log, TuningLog) else TuningLog.open(log)
+    tell = events or (lambda _name, _facts: None)
+    machine = target.to_tvm()
+    found = [t for t in tasks(simplified(model.module), machine, isa_of(machine, target.l1d, target.l2))
+             if fnmatch.fnmatch(t.workload, only)]  # fmt: skip
+    if not found:
+        raise UsageError(f"nothing to tune: no kernel of the model is named like '{only}'")
+    place = Place(target_key(target), board_key(cpu.describe()), versions())
+    job = job_key(place, [task.workload for task in found])
+    spent, begun = log.spent(job), time.monotonic()
+    deadline = begun + (budget_s - spent if budget_s is not None else float("inf"))
+    clear_up()
+    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-"))
+    try:
+        search = Search(found, place, Workshop(target, folder, cpu.usable()), log, tell, trials, deadline, until, seed)
+        before = search.count
+        facts = {"kernels": len(found), "trials": before, "limit": trials, "spent_s": spent, "budget_s": budget_s}
+        tell("start", {**facts, "target": place.target, "board": place.board, "log": log.name})
+        try:
+            search.run()
+        finally:
+            log.spend(job, time.monotonic() - begun)
+        search.confirm()
+        tell("done", {"trials": search.count, "new": search.fresh, "failures": dict(search.failures)})
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return log
+
+
+def check(target: Target, trials: int, budget_s: float | None, until: float) -> None:
+    if trials < 1:
+        raise UsageError(f"trials = {trials}: wanted at least 1")
+    if budget_s is not None and not budget_s > 0:
+        raise UsageError(f"budget = {budget_s:g} s: wanted more than nothing, such as 30m")
+    if not 0 <= until < 1:
+        raise UsageError(f"until = {until}: wanted a share of the time, such as 5%")
+    if target.builds:
+        raise TargetError(
+            f"{target.name} has several builds: tune for one of {', '.join(b.name for b in target.builds)}"
+        )
+    if target.kind != "cpu" or target.arch != cpu.architecture() or (missing := cpu.missing(target.features_needed())):
+        why = f"needs {', '.join(missing[:4])}" if target.kind == "cpu" and target.arch == cpu.architecture() else ""
+        raise TargetError(
+            f"{target.name} does not run on this machine{f': {why}' if why else f' ({cpu.architecture()})'}"
+        )
+
+
+def job_key(place: Place, workloads: list[str]) -> str:
+    """The same for the same kernels on the same board: a job that goes on."""
+    told = "\n".join([place.target, place.board, place.versions, *sorted(workloads)])
+    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+
+def clear_up() -> None:
+    """Folders of runs that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        with contextlib.suppress(ValueError, OSError):
+            if not psutil.pid_exists(int(folder.name.removeprefix(FOLDER).split("-")[0])):
+                shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,269 @@
+"""The search: which kernel to work on, which candidates to try, when to stop.
+
+Every kernel's untuned form is its first trial, so that tuning can only gain. Then batches go to the kernel that
+promises most: its share of the model's time, and how much its last trials gained. At the end the best few of each are
+timed again, in turn with the untuned one, and only what is faster then too is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from tvmcompress.kernels.choices import Decisions
+from tvmcompress.trials import Trial, digest
+from tvmcompress.tuning.candidates import Space
+from tvmcompress.tuning.children import Outcome
+from tvmcompress.tuning.cost_model import CostModel
+from tvmcompress.tuning.tasks import Task
+from tvmcompress.tuning.workshop import Built, Workshop
+from tvmcompress.tuning_log import TuningLog
+
+BATCH = 8
+POOL = 96  # proposals of which the cost model picks a batch
+BLIND = 2  # of a batch, taken at random instead
+FLAT = 3  # batches without a gain after which a kernel is left alone
+GAIN = 0.01  # of a kernel's time: less is noise
+FINALISTS = 3
+ROUNDS = 5
+
+Tell = Callable[[str, Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Place:
+    """What all trials of a run have in common."""
+
+    target: str
+    board: str
+    versions: str
+
+
+@dataclass
+class Kernel:
+    """A task and what is known of it. `ended`: why it is left alone."""
+
+    task: Task
+    space: Space = field(default_factory=Space)
+    trials: list[Trial] = field(default_factory=list)
+    aliases: set[str] = field(default_factory=set)  # digests of proposals that came out as decisions known already
+    untuned: Decisions | None = None
+    idle: int = 0  # batches since the last gain
+    gained: float = 1.0  # share of its time that the last batches gained
+    ended: str = ""
+
+    @property
+    def known(self) -> set[str]:
+        return {trial.digest for trial in self.trials} | self.aliases
+
+    @property
+    def best(self) -> float:
+        """ms of one call."""
+        return min((trial.ms for trial in self.trials), default=float("inf"))
+
+    @property
+    def start(self) -> float:
+        """ms of one call, untuned."""
+        first = digest(self.untuned) if self.untuned is not None else ""
+        return next((trial.ms for trial in self.trials if trial.digest == first), float("inf"))
+
+    def total(self, ms: float) -> float:
+        """ms of a run of the model that this kernel takes."""
+        return ms * self.task.calls if np.isfinite(ms) else 0.0
+
+
+class Search:
+    """`limit`: trials in all; `deadline`: by time.monotonic; `until`: stop when the best gain expected is below it."""
+
+    def __init__(
+        self, tasks: list[Task], place: Place, workshop: Workshop, log: TuningLog, tell: Tell,
+        limit: int, deadline: float, until: float, seed: int = 0,
+    ) -> None:  # fmt: skip
+        self.place, self.workshop, self.log, self.tell = place, workshop, log, tell
+        self.limit, self.deadline, self.until = limit, deadline, until
+        self.rng, self.model = np.random.default_rng(seed), CostModel()
+        self.kernels = [Kernel(task) for task in tasks]
+        self.failures: Counter[str] = Counter()
+        self.first_error = ""
+        for kernel in self.kernels:
+            kernel.trials = log.trials(place.target, kernel.task.workload, place.board, place.versions)
+        self.fresh = 0
+
+    @property
+    def count(self) -> int:
+        return sum(len(kernel.trials) for kernel in self.kernels)
+
+    @property
+    def over(self) -> bool:
+        return self.count >= self.limit or time.monotonic() >= self.deadline
+
+    def run(self) -> None:
+        self.begin()
+        while not self.over:
+            kernel = self.next()
+            if kernel is None:
+                break
+            self.step(kernel)
+
+    def begin(self) -> None:
+        """References, and the untuned form of each kernel as its first trial, unless the log has it: their times say
+        what share of the model's each has. A few kernels at a time, so that it can be stopped."""
+        for i in range(0, len(self.kernels), BATCH):
+            some = self.kernels[i : i + BATCH]
+            tasks = [kernel.task for kernel in some]
+            for kernel, error in zip(some, self.workshop.refer(tasks)):
+                kernel.ended = f"no reference: {error}" if error else ""
+            for kernel, outcome in zip(some, self.workshop.build_untuned(tasks)):
+                if not kernel.ended:
+                    self.first(kernel, outcome)
+            if time.monotonic() >= self.deadline:
+                break
+        for kernel in self.kernels:
+            if kernel.untuned is None and not kernel.ended:
+                kernel.ended = "there was no time for it"
+
+    def first(self, kernel: Kernel, outcome: Outcome) -> None:
+        if outcome.status != "ok":
+            kernel.ended = f"not built: {outcome.error}"
+            self.note(kernel, {}, outcome, None)
+            return
+        built: Built = outcome.value
+        kernel.untuned = built.decisions
+        kernel.space.learn(built.asked)
+        if digest(built.decisions) not in kernel.known:
+            self.note(kernel, built.decisions, outcome, built)
+        self.workshop.forget(built)
+        if not np.isfinite(kernel.start):
+            kernel.ended = "its untuned form fails"
+
+    def next(self) -> Kernel | None:
+        """The kernel that promises the greatest gain; None when none promises more than `until`."""
+        whole = sum(kernel.total(kernel.best) for kernel in self.kernels) or 1.0
+        open_ones = [k for k in self.kernels if not k.ended]
+        promise = {id(k): k.total(k.best) * (k.gained + 0.02) / (1 + k.idle) for k in open_ones}
+        kernel = max(open_ones, key=lambda k: promise[id(k)], default=None)
+        if kernel is None or promise[id(kernel)] / whole < self.until:
+            return None
+        return kernel
+
+    def step(self, kernel: Kernel) -> None:
+        """One batch: propose, build, check and time."""
+        before = kernel.best
+        chosen = self.choose(kernel)
+        if not chosen:
+            kernel.ended = "every candidate was tried"
+            return
+        known = kernel.known
+        outcomes = self.workshop.build(kernel.task, chosen, known)
+        for proposal, outcome in zip(chosen, outcomes):
+            built = outcome.value
+            if outcome.status != "ok":
+                self.note(kernel, proposal, outcome, None)
+                continue
+            kernel.space.learn(built.asked)
+            if digest(proposal) != digest(built.decisions):
+                kernel.aliases.add(digest(proposal))
+            if digest(built.decisions) not in kernel.known and not self.over:
+                self.note(kernel, built.decisions, outcome, built)
+            self.workshop.forget(built)
+        gain = 1 - kernel.best / before if np.isfinite(before) else 0.0
+        kernel.gained = 0.5 * kernel.gained + 0.5 * max(gain, 0.0)
+        kernel.idle = 0 if gain > GAIN else kernel.idle + 1
+        if kernel.idle >= FLAT:
+            kernel.ended = "its curve is flat"
+        self.report(kernel)
+
+    def choose(self, kernel: Kernel) -> list[Decisions]:
+        """A batch that was never tried: what the cost model likes best of many proposals, and a few at random."""
+        good = sorted((t for t in kernel.trials if t.status == "ok"), key=lambda t: t.ms)[:5]
+        count = min(BATCH, self.limit - self.count)
+        pool = kernel.space.propose([dict(t.decisions) for t in good], POOL, kernel.known, self.rng)
+        self.learn()
+        scores = self.model.predict([self.features(kernel, one) for one in pool]) if pool else None
+        if scores is None:
+            return pool[:count]
+        order = list(np.argsort(-scores, kind="stable"))
+        picked, rest = order[: max(count - BLIND, 1)], order[max(count - BLIND, 1) :]
+        picked += [int(i) for i in self.rng.permutation(rest)[: count - len(picked)]]
+        return [pool[i] for i in picked]
+
+    def learn(self) -> None:
+        rows, speeds = [], []
+        for kernel in self.kernels:
+            for trial in kernel.trials:
+                rows.append(self.features(kernel, trial.decisions))
+                speeds.append(kernel.best / trial.ms if np.isfinite(kernel.best) else 0.0)
+        self.model.fit(rows, speeds)
+
+    def features(self, kernel: Kernel, decisions: Mapping[str, Any]) -> dict[str, float]:
+        facts = {"macs": np.log2(1 + kernel.task.macs), "integers": float("int8" in kernel.task.workload)}
+        return kernel.space.features(dict(decisions)) | facts
+
+    def note(self, kernel: Kernel, decisions: Decisions, outcome: Outcome, built: Built | None) -> None:
+        """Times what was built, and writes the trial down, whatever came of it."""
+        times: list[float] = []
+        status, error = "build_error", outcome.error
+        if built is not None:
+            ran = self.workshop.time(kernel.task, [built])
+            wrong = ran.error.startswith("WrongResult")
+            status = "wrong_result" if wrong else {"ok": "ok", "timeout": "run_timeout"}.get(ran.status, "run_crash")
+            times, error = (ran.value[0] if status == "ok" else []), ran.error
+        elif outcome.status == "timeout":
+            error = f"building: {error}"
+        trial = Trial(
+            self.place.target, kernel.task.workload, self.place.board, self.place.versions,
+            decisions, status, tuple(times), error,
+        )  # fmt: skip
+        self.log.add(trial)
+        kernel.trials.append(trial)
+        self.fresh += 1
+        if status != "ok":
+            self.failures[status] += 1
+            if not self.first_error:
+                self.first_error = f"{kernel.task.workload}: {status}: {error}"
+                self.tell("first_error", {"workload": kernel.task.workload, "status": status, "error": error})
+        self.tell("trial", {"workload": trial.workload, "status": status, "ms": trial.ms, "count": self.count})
+
+    def confirm(self) -> None:
+        """The finalists of each kernel in turn with its untuned form; what wins clearly is kept, else the untuned."""
+        for kernel in self.kernels:
+            good = sorted((t for t in kernel.trials if t.status == "ok"), key=lambda t: t.ms)
+            if kernel.untuned is None or not good or not np.isfinite(kernel.start):
+                continue
+            first = digest(kernel.untuned)
+            finalists = [dict(t.decisions) for t in good[:FINALISTS] if t.digest != first]
+            if not finalists or kernel.best > (1 - GAIN) * kernel.start:
+                self.keep(kernel, kernel.untuned, kernel.start, kernel.start)
+                continue
+            outcomes = self.workshop.build(kernel.task, [kernel.untuned, *finalists], set())
+            built = [o.value for o in outcomes if o.status == "ok"]
+            ran = self.workshop.time(kernel.task, built, ROUNDS) if outcomes[0].status == "ok" else None
+            for one in built:
+                self.workshop.forget(one)
+            if ran is None or ran.status != "ok":
+                self.keep(kernel, kernel.untuned, kernel.start, kernel.start)
+                continue
+            medians = [float(np.median(times)) for times in ran.value]
+            winner = int(np.argmin(medians))
+            if medians[winner] > (1 - GAIN) * medians[0]:
+                winner = 0
+            self.keep(kernel, built[winner].decisions, medians[0], medians[winner])
+
+    def keep(self, kernel: Kernel, decisions: Decisions, before: float, after: float) -> None:
+        self.log.confirm(
+            Trial(self.place.target, kernel.task.workload, self.place.board, self.place.versions, decisions)
+        )
+        row = {"workload": kernel.task.workload, "calls": kernel.task.calls, "untuned_ms": before, "ms": after}
+        self.tell("confirmed", {**row, "decisions": decisions, "trials": len(kernel.trials), "ended": kernel.ended})
+
+    def report(self, kernel: Kernel) -> None:
+        """Where the whole run stands, after a batch."""
+        start = sum(k.total(k.start) for k in self.kernels)
+        best = sum(k.total(min(k.best, k.start)) for k in self.kernels)
+        state = {"untuned_ms": start, "ms": best, "trials": self.count, "failures": dict(self.failures)}
+        self.tell("progress", {"workload": kernel.task.workload, **state})

@@ -1,0 +1,198 @@
+"""What there is to tune in a model: its convolutions and matrix products, each cut out with what is fused behind it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvmcompress.ir import graph
+from tvmcompress.ir.graph import Expr, Var
+from tvmcompress.isa import Isa
+from tvmcompress.kernels.choices import Recorder, untuned
+from tvmcompress.lower.pipeline import lower_graph, lower_kernels
+
+ANCHORS = ("relax.nn.conv2d", "relax.matmul")
+# What is not fused behind an anchor though its shape is the same.
+APART = (*ANCHORS, "relax.nn.softmax", "relax.nn.layer_norm", "relax.nn.pad", "relax.reshape", "relax.permute_dims")
+FUSED = 12  # operators at most
+PADDING = "relax.nn.pad"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kernel to tune. `workload` is its key; `module` a program of that kernel alone; `calls` how often the model
+    calls it in a run; `macs` what one call multiplies."""
+
+    workload: str
+    module: tvm.IRModule
+    calls: int
+    macs: int
+
+    def inputs(self, seed: int = 0) -> list[np.ndarray]:
+        """Random ones: normal floats, integers over their whole range."""
+        rng = np.random.default_rng(seed)
+        return [random_array(rng, graph.shape(p), graph.dtype(p)) for p in self.module["main"].params]
+
+
+def random_array(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    if dtype.startswith(("int", "uint")):
+        info = np.iinfo(dtype)
+        low, high = (info.min, info.max) if info.bits == 8 else (-1000, 1000)
+        return rng.integers(low, high, shape, dtype, endpoint=True)
+    return rng.standard_normal(shape).astype(np.float32).astype(np_dtype(dtype))
+
+
+def np_dtype(name: str) -> np.dtype:
+    """Also those that NumPy alone does not know."""
+    import ml_dtypes  # registers them
+
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def tasks(module: tvm.IRModule, target: tvm.target.Target, isa: Isa) -> list[Task]:
+    """Those of a program as compression left it, the largest first."""
+    mod, _ = lower_graph(module, isa, lambda _step, _mod: None)
+    slices: dict[str, tuple[tvm.IRModule, int]] = {}
+    for anchor in anchors_of(mod):
+        one = cut(mod, anchor)
+        if one is not None:
+            name = signature(one)
+            slices[name] = slices.get(name, (one, 0))[0], slices.get(name, (one, 0))[1] + 1
+    found: dict[str, list[Task]] = {}
+    for one, calls in slices.values():
+        for workload, macs in keys(one, target, isa):
+            found.setdefault(workload, []).append(Task(workload, one, calls, macs))
+    # The same kernel with another epilogue shares its decisions: the form that is called most stands for all.
+    merged = []
+    for same in found.values():
+        most = max(same, key=lambda task: task.calls)
+        merged.append(Task(most.workload, most.module, sum(task.calls for task in same), most.macs))
+    return sorted(merged, key=lambda task: -task.macs * task.calls)
+
+
+def anchors_of(mod: tvm.IRModule) -> Iterator[Var]:
+    for binding in graph.bindings(mod):
+        if graph.op_name(binding.value) in ANCHORS and all(graph.has_static_shape(a) for a in binding.value.args):
+            yield binding.var
+
+
+def cut(mod: tvm.IRModule, anchor: Var) -> tvm.IRModule | None:
+    """The program of one anchor, the padding before it and the element-wise operators that alone read it.
+
+    What else these read is a parameter, unless it depends on constants alone. None when all of it does.
+    """
+    definitions, readers = graph.definitions(mod), graph.consumers(mod)
+    results = {v for r in graph.results(mod) for v in relax.analysis.free_vars(r)}
+    chain = [anchor]
+    while len(chain) <= FUSED:
+        last = chain[-1]
+        following = [v for v in readers.get(last, []) if v in definitions]
+        if len(set(following)) != 1 or last in results or not fusable(definitions[following[0]], following[0], last):
+            break
+        chain.append(following[0])
+    params: dict[Var, Var] = {}
+    rewriter = graph.Rewriter()
+    # A kernel takes in the padding before it, which is an operator of its own where zero points are not zero.
+    before = [
+        v
+        for v in relax.analysis.free_vars(definitions[anchor])
+        if v in definitions and graph.op_name(definitions[v]) == PADDING
+    ]
+    inside = constant_part(definitions, [*before, *chain])
+    for var in inside:
+        for read in relax.analysis.free_vars(definitions[var]):
+            if read not in inside and read not in params:
+                params[read] = relax.Var(f"x{len(params)}", read.ty)
+    if not params or any(not isinstance(p.ty, relax.TensorType) or not graph.has_static_shape(p) for p in params):
+        return None
+    rewriter.adopt(mod)
+    rewriter.replacement.update(params)
+    with rewriter.builder.function("main", list(params.values())):
+        with rewriter.builder.dataflow():
+            for var in inside:
+                rewriter.replacement[var] = rewriter.emit(rewriter.new(definitions[var]), var.name)
+            out = rewriter.builder.emit_output(relax.Tuple([rewriter.replacement[chain[-1]]]))
+        rewriter.builder.emit_func_output(out)
+    return graph.remove_dead(rewriter.builder.finalize())
+
+
+def fusable(expr: Expr, var: Var, before: Var) -> bool:
+    if graph.op_name(expr) in APART or not isinstance(var.ty, relax.TensorType) or not graph.has_static_shape(var):
+        return False
+    return graph.shape(var) == graph.shape(before) and isinstance(expr, relax.Call)
+
+
+def constant_part(definitions: dict[Var, Expr], chain: list[Var]) -> list[Var]:
+    """The chain, and before it the bindings that it needs and that depend on constants alone; in order."""
+    known: dict[Var, bool] = {}
+
+    def constant(var: Var) -> bool:
+        if var not in known:
+            known[var] = var in definitions and all(map(constant, relax.analysis.free_vars(definitions[var])))
+        return known[var]
+
+    wanted, todo = set(chain), list(chain)
+    while todo:
+        for read in relax.analysis.free_vars(definitions[todo.pop()]):
+            if read not in wanted and constant(read):
+                wanted.add(read)
+                todo.append(read)
+    return [var for var in definitions if var in wanted]
+
+
+def signature(mod: tvm.IRModule) -> str:
+    """Equal for programs that differ only in the values of their weights."""
+    places: dict[Var, int] = {}
+    rows = [f"{p.ty}" for p in mod["main"].params]
+    for p in mod["main"].params:
+        places[p] = len(places)
+
+    def told(expr: Expr) -> str:
+        if isinstance(expr, relax.Var):
+            return f"%{places[expr]}"
+        if graph.is_const(expr):
+            return f"{graph.dtype(expr)}{list(graph.shape(expr))}"
+        if isinstance(expr, relax.Tuple):
+            return ", ".join(map(told, expr.fields))
+        if isinstance(expr, tvm.ir.GlobalVar):
+            return str(
+                mod[expr].without_attr("global_symbol") if "global_symbol" in (mod[expr].attrs or {}) else mod[expr]
+            )
+        return str(expr)
+
+    for binding in graph.bindings(mod):
+        expr = binding.value
+        rows.append(
+            f"{graph.op_name(expr)}({', '.join(map(told, getattr(expr, 'args', [])))}) {getattr(expr, 'attrs', '')}"
+        )
+        places[binding.var] = len(places)
+    return "\n".join(rows)
+
+
+class _Enough(Exception):
+    """Schedules are made; nothing more is wanted."""
+
+
+def keys(mod: tvm.IRModule, target: tvm.target.Target, isa: Isa) -> list[tuple[str, int]]:
+    """The kernels in a program that take decisions, and what each multiplies."""
+    from tvmcompress.lower.schedules import kernels
+
+    found: Counter[str] = Counter()
+    recorder = Recorder(untuned)
+
+    def watch(step: str, module: tvm.IRModule) -> None:
+        if step == "schedule":
+            for row in kernels(module):
+                if row["key"]:
+                    found[row["key"]] += row["macs"]
+            raise _Enough
+
+    with contextlib.suppress(_Enough):
+        lower_kernels(mod, target, isa, watch, recorder)
+    return [(key, macs) for key, macs in found.items() if key in recorder.asked]

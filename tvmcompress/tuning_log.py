@@ -1,0 +1,395 @@
+"""TuningLog: what was measured of kernels' decisions, on which board, for which target.
+
+    with TuningLog.open("tuning.db") as log:
+        log.add(Trial(target=…, workload="conv2d …", decisions={"tile": …}, times_ms=(0.21, 0.2), …))
+        log.best(target, "conv2d …")
+
+A file of SQLite, or a database by URL (postgresql://…) for many machines. Every trial is one transaction, on the disk
+before `add` returns. A trial belongs to one target, board, and version of TVM and of our schedules, and is never found
+for another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    Float,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.engine import Connection, Engine, Row
+from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+
+from tvmcompress.errors import MissingDependencyError, TvmcompressError, UsageError
+from tvmcompress.ir.files import atomic_write
+from tvmcompress.trials import PASSING, STATUSES, Trial, from_record, record
+
+SCHEMA = 1
+PATIENCE_S = 30.0  # for another writer
+
+_metadata = MetaData()
+_about = Table("about", _metadata, Column("name", String(64), primary_key=True), Column("value", Text))
+_trials = Table(
+    "trials",
+    _metadata,
+    Column("id", Integer, primary_key=True),
+    Column("target", String(160), nullable=False),
+    Column("workload", String(400), nullable=False),
+    Column("board", String(160), nullable=False),
+    Column("versions", String(80), nullable=False),
+    Column("digest", String(32), nullable=False),
+    Column("decisions", Text, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("times_ms", Text, nullable=False),
+    Column("error", Text, nullable=False),
+    Column("conditions", Text, nullable=False),
+    Column("at", String(32), nullable=False),
+    UniqueConstraint("target", "workload", "board", "versions", "digest"),
+)
+_confirmed = Table(
+    "confirmed",
+    _metadata,
+    Column("target", String(160), primary_key=True),
+    Column("workload", String(400), primary_key=True),
+    Column("board", String(160), primary_key=True),
+    Column("versions", String(80), primary_key=True),
+    Column("decisions", Text, nullable=False),
+    Column("at", String(32), nullable=False),
+)
+_jobs = Table("jobs", _metadata, Column("job", String(64), primary_key=True), Column("spent_s", Float, nullable=False))
+
+
+class TuningLogError(TvmcompressError):
+    """The log cannot be read or written."""
+
+
+def default_path() -> Path:
+    """Where the log of this user lies, unless TVMCOMPRESS_LOG names another."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base, "tvmcompress", "tuning.db")
+
+
+class TuningLog:
+    """An open log. Use with `with`; may be shared by threads and, each with its own, by any number of processes."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.engine, self.name = engine, name
+        self._prepare()
+
+    @classmethod
+    def open(cls, where: str | os.PathLike | None = None) -> TuningLog:
+        """A path, which is made if need be, a URL of SQLAlchemy's, or this user's own log.
+
+        Raises UsageError for a URL that cannot be one, TuningLogError for a log that is damaged, written by a newer
+        version or not reachable.
+        """
+        where = where or os.environ.get("TVMCOMPRESS_LOG") or default_path()
+        if "://" in str(where):
+            return cls(_engine(str(where)), str(where).split("://")[0] + "://…")
+        path = Path(where)
+        if path.is_dir():
+            raise UsageError(f"tuning log {path}: is a folder; wanted a file")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TuningLogError(f"tuning log {path}: {error.strerror}") from error
+        return cls(_engine(f"sqlite:///{path}"), str(path))
+
+    def __enter__(self) -> TuningLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the database; all is written already."""
+        self.engine.dispose()
+
+    # -- trials -------------------------------------------------------------------------------------------------------
+
+    def add(self, trial: Trial) -> bool:
+        """Writes a trial down; False when these decisions are known already. What failed for no fault of the decisions
+        is replaced. Raises TuningLogError when it cannot be written: then nothing of it is.
+        """
+        if trial.status not in STATUSES:
+            raise UsageError(f"status '{trial.status}': wanted one of {', '.join(STATUSES)}")
+        row = _row(trial)
+        same = [getattr(_trials.c, n) == row[n] for n in ("target", "workload", "board", "versions", "digest")]
+        try:
+            with self._begin() as connection:
+                connection.execute(delete(_trials).where(*same, _trials.c.status.in_(PASSING)))
+                if connection.execute(select(_trials.c.id).where(*same)).first():
+                    return False
+                connection.execute(insert(_trials).values(row))
+        except IntegrityError:  # another writer's, since we looked
+            return False
+        return True
+
+    def trials(
+        self,
+        target: str | None = None,
+        workload: str | None = None,
+        board: str | None = None,
+        versions: str | None = None,
+    ) -> list[Trial]:
+        """In the order in which they were made; of one target, kernel, board or version, or of all."""
+        given = {"target": target, "workload": workload, "board": board, "versions": versions}
+        wanted = [getattr(_trials.c, name) == value for name, value in given.items() if value is not None]
+        with self._begin() as connection:
+            rows = connection.execute(select(_trials).where(*wanted).order_by(_trials.c.id)).all()
+        return [_trial(row) for row in rows]
+
+    def best(self, target: str, workload: str, board: str | None = None, versions: str | None = None) -> Trial | None:
+        """The fastest trial that gave right results."""
+        found = [t for t in self.trials(target, workload, board, versions) if t.status == "ok"]
+        return min(found, key=lambda t: t.ms, default=None)
+
+    def decisions(self, target: str, versions: str, board: str | None = None) -> dict[str, Mapping[str, Any]]:
+        """The best decisions for each kernel that was tuned for a target: what `compile` takes.
+
+        Those confirmed last come first; see `confirm`.
+        """
+        chosen: dict[str, Trial] = {}
+        for trial in self.trials(target, None, board, versions):
+            if trial.status == "ok" and (trial.workload not in chosen or trial.ms < chosen[trial.workload].ms):
+                chosen[trial.workload] = trial
+        tables: dict[str, Mapping[str, Any]] = {workload: trial.decisions for workload, trial in chosen.items()}
+        wanted = [_confirmed.c.target == target, _confirmed.c.versions == versions]
+        wanted += [_confirmed.c.board == board] if board is not None else []
+        with self._begin() as connection:
+            rows = connection.execute(select(_confirmed).where(*wanted).order_by(_confirmed.c.at)).all()
+        return tables | {row.workload: json.loads(row.decisions) for row in rows}
+
+    def confirm(self, trial: Trial) -> None:
+        """Notes what won when the best of a kernel's trials were timed again, in turn with the untuned one."""
+        row = {name: getattr(trial, name) for name in ("target", "workload", "board", "versions")}
+        same = [getattr(_confirmed.c, name) == value for name, value in row.items()]
+        with self._begin() as connection:
+            connection.execute(delete(_confirmed).where(*same))
+            connection.execute(insert(_confirmed).values(**row, decisions=_json(trial.decisions), at=_now()))
+
+    def remove(self, trials: Iterable[Trial]) -> int:
+        """Takes trials out of the log; returns how many were in it."""
+        count = 0
+        with self._begin() as connection:
+            for row in map(_row, trials):
+                same = [getattr(_trials.c, n) == row[n] for n in ("target", "workload", "board", "versions", "digest")]
+                count += connection.execute(delete(_trials).where(*same)).rowcount
+        return count
+
+    # -- time spent ---------------------------------------------------------------------------------------------------
+
+    def spent(self, job: str) -> float:
+        """Seconds that were spent on a job in all its runs."""
+        with self._begin() as connection:
+            return float(connection.execute(select(_jobs.c.spent_s).where(_jobs.c.job == job)).scalar() or 0.0)
+
+    def spend(self, job: str, seconds: float) -> None:
+        """Adds to that."""
+        with self._begin() as connection:
+            changed = connection.execute(
+                update(_jobs).where(_jobs.c.job == job).values(spent_s=_jobs.c.spent_s + seconds)
+            )
+            if not changed.rowcount:
+                connection.execute(insert(_jobs).values(job=job, spent_s=seconds))
+
+    # -- records, one a line ------------------------------------------------------------------------------------------
+
+    def export(self, path: str | os.PathLike, trials: Iterable[Trial]) -> int:
+        """Writes trials as lines of JSON, each with all that belongs to it. Returns how many."""
+        lines = [json.dumps(record(trial), sort_keys=True, ensure_ascii=False) for trial in trials]
+        with atomic_write(Path(path)) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        return len(lines)
+
+    def import_lines(self, lines: Iterable[str]) -> tuple[int, int, list[tuple[int, str, str]]]:
+        """Adds records: how many were new, how many known, and for each bad line its number, text and what is wrong."""
+        new = known = 0
+        bad: list[tuple[int, str, str]] = []
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                trial = from_record(json.loads(line))
+            except (ValueError, TypeError) as error:
+                bad.append((number, line.rstrip("\n"), _reason(error)))
+                continue
+            if self.add(trial):
+                new += 1
+            else:
+                known += 1
+        return new, known, bad
+
+    # -- the database -------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Tables, when there are none; TuningLogError for those of a newer version."""
+        with self._begin() as connection:
+            _metadata.create_all(connection)
+            found = connection.execute(select(_about.c.value).where(_about.c.name == "schema")).scalar()
+            if found is None:
+                connection.execute(insert(_about).values(name="schema", value=str(SCHEMA)))
+        if found is not None and int(found) > SCHEMA:
+            raise TuningLogError(
+                f"tuning log {self.name}: written by a newer version of tvmcompress (schema {found}, here {SCHEMA}); "
+                "update, or name another with --log"
+            )
+
+    def _begin(self) -> _Transaction:
+        return _Transaction(self.engine, self.name)
+
+
+def repaired(where: str | os.PathLike) -> tuple[Path, int, Path | None]:
+    """Saves what can be read of a damaged file into a new one in its place.
+
+    Returns the path, how many trials it has, and what the damaged file is called now (None: there was no damage).
+    """
+    path = Path(where)
+    if "://" in str(where) or not path.is_file():
+        raise UsageError(f"repair: no file '{where}'")
+    try:
+        with TuningLog.open(path) as log, log._begin() as connection:
+            sound = connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+            count = connection.execute(select(func.count()).select_from(_trials)).scalar() or 0
+        if sound:
+            return path, count, None
+    except TuningLogError as error:
+        if "newer version" in str(error):
+            raise
+    fresh = path.with_name(f"{path.name}.repaired-{os.getpid()}")
+    saved = _salvage(path, fresh)
+    aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%d%H%M%S}")
+    for suffix in ("-wal", "-shm"):  # they belong to the damaged file
+        with contextlib.suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
+    path.rename(aside)
+    fresh.rename(path)
+    return path, saved, aside
+
+
+def _salvage(damaged: Path, fresh: Path) -> int:
+    """Row by row, as far as SQLite finds them."""
+    saved = 0
+    with TuningLog.open(fresh) as log, contextlib.closing(sqlite3.connect(f"file:{damaged}?mode=ro", uri=True)) as old:
+        old.row_factory = sqlite3.Row
+        with contextlib.suppress(sqlite3.Error):
+            last = old.execute("SELECT max(id) FROM trials").fetchone()[0] or 0
+            for number in range(1, last + 1):
+                with contextlib.suppress(sqlite3.Error, ValueError, TypeError, AttributeError):
+                    row = old.execute("SELECT * FROM trials WHERE id = ?", (number,)).fetchone()
+                    if row is not None:
+                        saved += log.add(_trial(_Fields(row)))
+        log.engine.dispose()
+    for suffix in ("-wal", "-shm"):
+        with contextlib.suppress(FileNotFoundError):
+            fresh.with_name(fresh.name + suffix).unlink()
+    return saved
+
+
+class _Fields:
+    """A row of sqlite3 as SQLAlchemy shows one."""
+
+    def __init__(self, row: sqlite3.Row) -> None:
+        self.__dict__.update(dict(row))
+
+
+class _Transaction:
+    """One transaction, with the database's errors in our words."""
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.engine, self.name = engine, name
+
+    def __enter__(self) -> Connection:
+        try:
+            self.context = self.engine.begin()
+            return self.context.__enter__()
+        except SQLAlchemyError as error:
+            raise self.translated(error) from error
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            self.context.__exit__(kind, error, trace)
+        except SQLAlchemyError as failure:
+            raise self.translated(failure) from failure
+        if isinstance(error, SQLAlchemyError) and not isinstance(error, IntegrityError):
+            raise self.translated(error) from error
+
+    def translated(self, error: SQLAlchemyError) -> TvmcompressError:
+        said = str(getattr(error, "orig", None) or error).strip().splitlines()[0][:160]
+        if "full" in said or "disk I/O" in said or "too large" in said.lower():
+            with_room = ""
+            if Path(self.name).parent.is_dir():
+                with_room = f"; {shutil.disk_usage(Path(self.name).parent).free} bytes are free there"
+            return TuningLogError(f"tuning log {self.name}: cannot be written ({said}){with_room}; nothing was lost")
+        if "not a database" in said or "malformed" in said:
+            return TuningLogError(f"tuning log {self.name}: {said}; `tvmcompress log repair` keeps what can be read")
+        return TuningLogError(f"tuning log {self.name}: {said}")
+
+
+def _engine(url: str) -> Engine:
+    try:
+        options: dict[str, Any] = {"connect_args": {"timeout": PATIENCE_S}} if url.startswith("sqlite") else {}
+        engine = create_engine(url, **options)
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
+        raise UsageError(f"tuning log '{url[:80]}': {str(error)[:120]}; wanted a path or postgresql://…") from error
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(f"tuning log {url.split(':')[0]}://…: pip install {error.name}") from error
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _settle)
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    return engine
+
+
+def _settle(connection: Any, _record: object) -> None:
+    """Readers beside a writer, every commit on the disk, and transactions begun by us: Python's begin too late."""
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    for pragma in ("busy_timeout = 30000", "journal_mode = WAL", "synchronous = FULL"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat("T", "seconds")
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    values = {f.name: getattr(trial, f.name) for f in fields(trial)}
+    dumped = {name: _json(values[name]) for name in ("decisions", "times_ms", "conditions")}
+    return {**values, **dumped, "digest": trial.digest, "at": trial.at or _now()}
+
+
+def _trial(row: Row | _Fields) -> Trial:
+    values = {f.name: getattr(row, f.name) for f in fields(Trial)}
+    loaded = {name: json.loads(values[name]) for name in ("decisions", "times_ms", "conditions")}
+    return Trial(**{**values, **loaded, "times_ms": tuple(loaded["times_ms"])})
+
+
+def _reason(error: Exception) -> str:
+    return f"not JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)
