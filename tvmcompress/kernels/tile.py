@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
 from tvm.s_tir.schedule import SBlockRV
@@ -21,6 +22,7 @@ from tvmcompress.kernels import FAMILY, MACS, generic
 from tvmcompress.kernels.choices import KEY, Choose, first
 
 GROUP = "group"  # the block that takes a group's channels out of a tile
+FEW_STEPS = 32  # elements of a reduction
 CACHE_WAY = 4096  # bytes: first-level caches are indexed by an address within a page, so a way is one page
 
 
@@ -181,28 +183,30 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
         p_inner, p_taken = sch.split(p_inner, [None, rows])
         taken = [p_taken, v_inner]
         interleave(sch, anchor, rows, lanes // rows)
+    blocks = generic.extent(sch, [b])
     # Channels outermost among what is parallel: a thread keeps one block of weights while it walks the rows.
-    if choose("outermost", ("channels", "rows")) == "channels":
-        order = [*heads[:1], b, *heads[1:], p_outer]
+    by_rows = rows_first(sch, anchor, blocks, isa)
+    if choose("outermost", ("rows", "channels") if by_rows else ("channels", "rows")) == "channels":
+        parallel = [*heads[:1], b, *heads[1:], p_outer]
     else:
-        order = [*heads, p_outer, b]
+        parallel = [*heads, p_outer, b]
     unroll = choose("unroll", [n for n in (1, 2, 4) if generic.extent(sch, steps[-1:]) % n == 0])
     if unroll > 1:
         *others, long = steps
         long, short = sch.split(long, [None, unroll])
         sch.unroll(short)
         steps = [*others, long, short]
-    sch.reorder(*order, *steps, p_inner, v_outer, *taken, *inner)
+    sch.reorder(*parallel, *steps, p_inner, v_outer, *taken, *inner)
     for block in [*kept, *([] if apart else [last])]:
-        sch.reverse_compute_at(block, order[-1], preserve_unit_loops=True)
+        sch.reverse_compute_at(block, parallel[-1], preserve_unit_loops=True)
 
     if isa.cores > 1:
         # Rows of tiles are one task as long as that leaves enough tasks; else single tiles are.
-        fused = len(order) - (generic.extent(sch, order[:-1]) >= 4 * isa.cores)
+        fused = len(parallel) - (generic.extent(sch, parallel[:-1]) >= 4 * isa.cores)
         small = work < generic.PARALLEL_MACS * (4 if dot else 1)
-        count = choose("tasks", first(0 if small else fused, range(len(order) + 1)))
+        count = choose("tasks", first(0 if small else fused, range(len(parallel) + 1)))
         if count:
-            sch.parallel(sch.fuse(*order[:count]))
+            sch.parallel(sch.fuse(*parallel[:count]))
     for loop in (p_inner, v_outer):
         sch.unroll(loop)
     if not dot:
@@ -233,6 +237,19 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
         generic.schedule_padding(sch, block, isa, choose)
     for block in larger[-1:]:
         generic.schedule_elementwise(sch, block, isa, choose)
+
+
+def rows_first(sch: Schedule, anchor: SBlockRV, blocks: int, isa: Isa) -> bool:
+    """Whether rows are outermost: a thread then writes whole rows, which the next kernel's same thread reads again.
+
+    With channels outermost threads write neighbouring blocks, of bytes even parts of one line of the cache. But rows
+    read all weights for each tile: not where these are too much for the cache, nor for a few steps of a reduction.
+    """
+    weight = sch.get(anchor).reads[1].source.ty
+    _, vectors, lanes, *_ = (int(v) for v in sch.get(anchor).annotations["tile"])
+    element, count = tvm.DataType(str(weight.dtype)).bits // 8, math.prod(int(d) for d in weight.shape)
+    steps = count // (blocks * vectors * lanes)
+    return blocks > 1 and count * element <= isa.l2 * 3 // 4 and steps >= FEW_STEPS
 
 
 def broadcast_from(sch: Schedule, after: list[SBlockRV]) -> tuple[list[SBlockRV], list[SBlockRV]]:
