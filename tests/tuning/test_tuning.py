@@ -172,7 +172,10 @@ def test_stopped_at_any_moment(how: signal.Signals, model, tmp_path) -> None:
     onnx.save(networks.small(32), tmp_path / "net.onnx")
     path, events = tmp_path / "log.db", tmp_path / "events"
     command = [sys.executable, "-m", "tvmcompress", "tune", str(tmp_path / "net.onnx"), "--log", str(path)]
-    process = subprocess.Popen([*command, "--events", str(events)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  which what runs in the background ignores
+    process = subprocess.Popen(
+        [*command, "--events", str(events)], cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=heed
+    )
     deadline = time.monotonic() + 120
     told: list[dict] = []
     while sum(e["event"] == "trial" for e in told) < 10 and time.monotonic() < deadline:
