@@ -19,7 +19,8 @@ import pytest
 from tvmcompress.errors import MissingDependencyError, UsageError
 from tvmcompress.target import Target
 from tvmcompress.trials import STATUSES, Trial, board_key, from_record, record, target_key
-from tvmcompress.tuning_log import TuningLog, TuningLogError, repaired
+from tvmcompress.tuning_log import TuningLog, TuningLogError
+from tvmcompress.tuning_log_repair import repaired
 
 ROOT = Path(__file__).parents[1]
 

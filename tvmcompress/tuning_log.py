@@ -11,7 +11,6 @@ for another.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -34,12 +33,11 @@ from sqlalchemy import (
     create_engine,
     delete,
     event,
-    func,
     insert,
     select,
     update,
 )
-from sqlalchemy.engine import Connection, Engine, Row
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
 from tvmcompress.errors import MissingDependencyError, TvmcompressError, UsageError
@@ -51,14 +49,18 @@ PATIENCE_S = 30.0  # for another writer
 
 _metadata = MetaData()
 _about = Table("about", _metadata, Column("name", String(64), primary_key=True), Column("value", Text))
+PLACE = {"target": 160, "workload": 400, "board": 160, "versions": 80}  # to what a trial belongs, and its longest name
+
+
+def _place(key: bool = False) -> list[Column]:
+    return [Column(name, String(length), nullable=False, primary_key=key) for name, length in PLACE.items()]
+
+
 _trials = Table(
     "trials",
     _metadata,
     Column("id", Integer, primary_key=True),
-    Column("target", String(160), nullable=False),
-    Column("workload", String(400), nullable=False),
-    Column("board", String(160), nullable=False),
-    Column("versions", String(80), nullable=False),
+    *_place(),
     Column("digest", String(32), nullable=False),
     Column("decisions", Text, nullable=False),
     Column("status", String(16), nullable=False),
@@ -66,15 +68,12 @@ _trials = Table(
     Column("error", Text, nullable=False),
     Column("conditions", Text, nullable=False),
     Column("at", String(32), nullable=False),
-    UniqueConstraint("target", "workload", "board", "versions", "digest"),
+    UniqueConstraint(*PLACE, "digest"),
 )
 _confirmed = Table(
     "confirmed",
     _metadata,
-    Column("target", String(160), primary_key=True),
-    Column("workload", String(400), primary_key=True),
-    Column("board", String(160), primary_key=True),
-    Column("versions", String(80), primary_key=True),
+    *_place(key=True),
     Column("decisions", Text, nullable=False),
     Column("at", String(32), nullable=False),
 )
@@ -136,7 +135,7 @@ class TuningLog:
         if trial.status not in STATUSES:
             raise UsageError(f"status '{trial.status}': wanted one of {', '.join(STATUSES)}")
         row = _row(trial)
-        same = [getattr(_trials.c, n) == row[n] for n in ("target", "workload", "board", "versions", "digest")]
+        same = _same(row)
         try:
             with self._begin() as connection:
                 connection.execute(delete(_trials).where(*same, _trials.c.status.in_(PASSING)))
@@ -158,8 +157,8 @@ class TuningLog:
         given = {"target": target, "workload": workload, "board": board, "versions": versions}
         wanted = [getattr(_trials.c, name) == value for name, value in given.items() if value is not None]
         with self._begin() as connection:
-            rows = connection.execute(select(_trials).where(*wanted).order_by(_trials.c.id)).all()
-        return [_trial(row) for row in rows]
+            rows = connection.execute(select(_trials).where(*wanted).order_by(_trials.c.id)).mappings().all()
+        return [stored(row) for row in rows]
 
     def best(self, target: str, workload: str, board: str | None = None, versions: str | None = None) -> Trial | None:
         """The fastest trial that gave right results."""
@@ -184,7 +183,7 @@ class TuningLog:
 
     def confirm(self, trial: Trial) -> None:
         """Notes what won when the best of a kernel's trials were timed again, in turn with the untuned one."""
-        row = {name: getattr(trial, name) for name in ("target", "workload", "board", "versions")}
+        row = {name: getattr(trial, name) for name in PLACE}
         same = [getattr(_confirmed.c, name) == value for name, value in row.items()]
         with self._begin() as connection:
             connection.execute(delete(_confirmed).where(*same))
@@ -195,9 +194,13 @@ class TuningLog:
         count = 0
         with self._begin() as connection:
             for row in map(_row, trials):
-                same = [getattr(_trials.c, n) == row[n] for n in ("target", "workload", "board", "versions", "digest")]
-                count += connection.execute(delete(_trials).where(*same)).rowcount
+                count += connection.execute(delete(_trials).where(*_same(row))).rowcount
         return count
+
+    def sound(self) -> bool:
+        """Whether a file of SQLite is whole."""
+        with self._begin() as connection:
+            return connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
 
     # -- time spent ---------------------------------------------------------------------------------------------------
 
@@ -259,60 +262,6 @@ class TuningLog:
 
     def _begin(self) -> _Transaction:
         return _Transaction(self.engine, self.name)
-
-
-def repaired(where: str | os.PathLike) -> tuple[Path, int, Path | None]:
-    """Saves what can be read of a damaged file into a new one in its place.
-
-    Returns the path, how many trials it has, and what the damaged file is called now (None: there was no damage).
-    """
-    path = Path(where)
-    if "://" in str(where) or not path.is_file():
-        raise UsageError(f"repair: no file '{where}'")
-    try:
-        with TuningLog.open(path) as log, log._begin() as connection:
-            sound = connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
-            count = connection.execute(select(func.count()).select_from(_trials)).scalar() or 0
-        if sound:
-            return path, count, None
-    except TuningLogError as error:
-        if "newer version" in str(error):
-            raise
-    fresh = path.with_name(f"{path.name}.repaired-{os.getpid()}")
-    saved = _salvage(path, fresh)
-    aside = path.with_name(f"{path.name}.damaged-{datetime.now(UTC):%Y%m%d%H%M%S}")
-    for suffix in ("-wal", "-shm"):  # they belong to the damaged file
-        with contextlib.suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).rename(aside.with_name(aside.name + suffix))
-    path.rename(aside)
-    fresh.rename(path)
-    return path, saved, aside
-
-
-def _salvage(damaged: Path, fresh: Path) -> int:
-    """Row by row, as far as SQLite finds them."""
-    saved = 0
-    with TuningLog.open(fresh) as log, contextlib.closing(sqlite3.connect(f"file:{damaged}?mode=ro", uri=True)) as old:
-        old.row_factory = sqlite3.Row
-        with contextlib.suppress(sqlite3.Error):
-            last = old.execute("SELECT max(id) FROM trials").fetchone()[0] or 0
-            for number in range(1, last + 1):
-                with contextlib.suppress(sqlite3.Error, ValueError, TypeError, AttributeError):
-                    row = old.execute("SELECT * FROM trials WHERE id = ?", (number,)).fetchone()
-                    if row is not None:
-                        saved += log.add(_trial(_Fields(row)))
-        log.engine.dispose()
-    for suffix in ("-wal", "-shm"):
-        with contextlib.suppress(FileNotFoundError):
-            fresh.with_name(fresh.name + suffix).unlink()
-    return saved
-
-
-class _Fields:
-    """A row of sqlite3 as SQLAlchemy shows one."""
-
-    def __init__(self, row: sqlite3.Row) -> None:
-        self.__dict__.update(dict(row))
 
 
 class _Transaction:
@@ -385,8 +334,14 @@ def _row(trial: Trial) -> dict[str, Any]:
     return {**values, **dumped, "digest": trial.digest, "at": trial.at or _now()}
 
 
-def _trial(row: Row | _Fields) -> Trial:
-    values = {f.name: getattr(row, f.name) for f in fields(Trial)}
+def _same(row: Mapping[str, Any]) -> list:
+    """What finds the trial of a row."""
+    return [_trials.c[name] == row[name] for name in (*PLACE, "digest")]
+
+
+def stored(row: Mapping[Any, Any] | sqlite3.Row) -> Trial:
+    """The trial that a row of the database is."""
+    values = {f.name: row[f.name] for f in fields(Trial)}
     loaded = {name: json.loads(values[name]) for name in ("decisions", "times_ms", "conditions")}
     return Trial(**{**values, **loaded, "times_ms": tuple(loaded["times_ms"])})
 

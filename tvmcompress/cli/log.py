@@ -86,7 +86,7 @@ def merge(others: tuple[str, ...], log: str | None) -> None:
 @options.log_option
 def repair(log: str | None) -> None:
     """Save what can be read of a damaged log into a new file, which takes its place; the old one is kept beside it."""
-    from tvmcompress.tuning_log import repaired
+    from tvmcompress.tuning_log_repair import repaired
 
     path, kept, aside = repaired(options.log_path(log))
     screen.show(

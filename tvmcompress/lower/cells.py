@@ -33,9 +33,7 @@ class Cell:
     out: Var
     cell: Var | None
     bias: np.ndarray | None = None
-    integers: Bytes | None = (
-        None  # how the product rounds the state, when it is one of integers; unknown without weight
-    )
+    integers: Bytes | None = None  # how the product rounds the state, when it is one of integers
 
 
 class Matcher:
