@@ -34,7 +34,7 @@ def run(device: Device, library: Path) -> np.ndarray:
 def test_local(library: Path):
     with Device.open("local") as device:
         assert device == Device.local()
-        assert device.describe() == {"address": "local", "cpu": cpu.describe()}
+        assert device.describe() == {"address": "local", "cpu": cpu.describe(), "emulated": False}
         np.testing.assert_allclose(run(device, library), expected(small_net()[1]), rtol=1e-4, atol=1e-5)
 
 
@@ -50,7 +50,7 @@ def test_over_rpc(library: Path):
 
 @pytest.mark.parametrize("text", ["", "here", "rpc://host", "host:99999", "a@b@c:9090", "http://host:80"])
 def test_wrong_addresses(text: str):
-    with pytest.raises(UsageError, match="wanted local, rpc://host:port"):
+    with pytest.raises(UsageError, match="wanted local, HOST:PORT"):
         Device.open(text)
 
 

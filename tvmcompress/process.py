@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
+import signal
 import sys
 
+PR_SET_PDEATHSIG = 1
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
 LARGE = 1 << 20  # bytes; a block of at least this size is its own mapping, given back when freed
 
@@ -34,3 +37,11 @@ def import_without_torch(name: str) -> None:
         importlib.import_module(name)
     finally:
         del sys.modules["torch"]
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """To be called in a child: it is killed when the thread that made it ends. `parent` tells one that died before."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)

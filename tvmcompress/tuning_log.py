@@ -11,6 +11,7 @@ for another.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -218,6 +219,19 @@ class TuningLog:
             if not changed.rowcount:
                 connection.execute(insert(_jobs).values(job=job, spent_s=seconds))
 
+    # -- numbers that are known of boards -----------------------------------------------------------------------------
+
+    def number(self, name: str) -> float | None:
+        with self._begin() as connection:
+            found = connection.execute(select(_about.c.value).where(_about.c.name == _fact(name))).scalar()
+        return None if found is None else float(found)
+
+    def note_number(self, name: str, value: float) -> None:
+        """In place of what was noted before."""
+        with self._begin() as connection:
+            connection.execute(delete(_about).where(_about.c.name == _fact(name)))
+            connection.execute(insert(_about).values(name=_fact(name), value=repr(value)))
+
     # -- records, one a line ------------------------------------------------------------------------------------------
 
     def export(self, path: str | os.PathLike, trials: Iterable[Trial]) -> int:
@@ -318,6 +332,10 @@ def _settle(connection: Any, _record: object) -> None:
     for pragma in ("busy_timeout = 30000", "journal_mode = WAL", "synchronous = FULL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _fact(name: str) -> str:
+    return f"number {hashlib.blake2b(name.encode(), digest_size=16).hexdigest()}"
 
 
 def _json(value: Any) -> str:

@@ -24,8 +24,9 @@ from tvmcompress.passes import simplified
 from tvmcompress.target import Target
 from tvmcompress.trials import Trial, digest, target_key
 from tvmcompress.tuning import FOLDER, tune, workshop
+from tvmcompress.tuning.bench import WrongResult, compare
 from tvmcompress.tuning.tasks import anchors_of, tasks
-from tvmcompress.tuning.workshop import Workshop, WrongResult, compare
+from tvmcompress.tuning.workshop import Workshop
 from tvmcompress.tuning_log import TuningLog
 
 ROOT = Path(__file__).parents[2]

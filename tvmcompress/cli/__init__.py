@@ -13,7 +13,10 @@ import click
 from tvmcompress import process
 from tvmcompress.cli import errors
 
-COMMANDS = ("inspect", "compress", "tune", "compile", "run", "measure", "profile", "verify", "log", "target", "recipe")
+COMMANDS = (
+    "inspect", "compress", "tune", "compile", "run", "measure", "profile", "verify",
+    "device", "log", "target", "recipe",
+)  # fmt: skip
 
 
 class Commands(click.Group):

@@ -106,6 +106,15 @@ log_option = click.option(
 )
 
 
+def route_options(function: Callable) -> Callable:
+    """The way to a board that is not on this machine."""
+    decorators = [
+        click.option("--ssh", metavar="USER@HOST", default="", help="Reach boards from there, through SSH."),
+        click.option("--tls", metavar="FOLDER", default="", help="Certificates for boards that are served with --tls."),
+    ]
+    return _apply(decorators, function)
+
+
 def log_path(log: str | None) -> str:
     """What `--log` names, or this user's own."""
     from tvmcompress.tuning_log import default_path

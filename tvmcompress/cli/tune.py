@@ -47,14 +47,18 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str) ->
 @click.command(
     epilog="Examples:\n\n\b\n"
     "  tvmcompress tune model.onnx --target native --budget 30m\n"
+    "  tvmcompress tune model.onnx --target rpi4 --device rpi4@localhost:9190 --budget 30m\n"
     "  tvmcompress tune model.onnx --recipe int8 --samples calib.npz --trials 500\n"
     "  tvmcompress compile model.onnx --target native -o tuned.tar",
 )
 @options.model_options
 @options.recipe_options(required=False)
+@click.option("--target", default="native", show_default=True, help="What it is for: by name, file or triple.")
 @click.option(
-    "--target", default="native", show_default=True, help="What runs on this machine: by name, file or triple."
-)
+    "--device", "devices", multiple=True, metavar="ADDRESS",
+    help="A board, HOST:PORT, or all that a tracker knows by a name, NAME@HOST:PORT; may be repeated.",
+)  # fmt: skip
+@options.route_options
 @click.option(
     "--trials", type=int, default=1000, show_default=True, help="Candidates in all, with those of earlier runs."
 )
@@ -78,6 +82,9 @@ def command(
     limit: int | None,
     cache: Path | None,
     target: str,
+    devices: tuple[str, ...],
+    ssh: str,
+    tls: str,
     trials: int,
     budget: float | None,
     until: float,
@@ -86,13 +93,16 @@ def command(
     events: Path | None,
     json_path: str | None,
 ) -> None:
-    """Measure what a model's kernels leave open, on this machine, so that `compile` can make them faster.
+    """Measure what a model's kernels leave open, so that `compile` can make them faster.
+
+    On this machine, or on boards that run `tvmcompress device serve`.
 
     Every measurement is kept in the log. Stop it with Ctrl-C whenever you like; the same command goes on.
     """
     process.import_without_torch("tvm")
     from tvmcompress.target import Target
     from tvmcompress.tuning import tune
+    from tvmcompress.tunnels import Route
 
     if samples is not None and recipe is None:
         raise click.UsageError("--samples are for calibration; give a --recipe that uses them")
@@ -111,7 +121,10 @@ def command(
             show(name, facts)
             write(name, facts)
 
-        tune(loaded, resolved, log=log, trials=trials, budget_s=budget, until=until, only=tasks, events=tell)
+        tune(
+            loaded, resolved, devices=devices, route=Route(ssh, tls), log=log, trials=trials, budget_s=budget,
+            until=until, only=tasks, events=tell,
+        )  # fmt: skip
     screen.result(summary.json(), summary.table, json_path)
 
 
@@ -164,6 +177,12 @@ def shown(budget: float | None) -> Iterator[Callable[[str, Mapping[str, Any]], N
                 state["trials"] = facts["count"]
             if name == "first_error":
                 console.print(Text(f"the first failure: {facts['workload']}: {facts['status']}: {facts['error']}"))
+            if name == "board" and facts["error"]:
+                console.print(Text(f"{facts['state']}: {facts['error']}"))
+            if name == "paused":
+                console.print(Text("no board is left: waiting for one; what was measured is kept"))
+            if name == "resumed":
+                console.print(Text("a board is back"))
             line = status(state, time.monotonic() - begun, budget)
             if console.is_terminal:
                 live.update(Text(line), refresh=True)

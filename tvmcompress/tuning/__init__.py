@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,13 @@ from tvmcompress.model import Model
 from tvmcompress.passes import simplified
 from tvmcompress.target import Target
 from tvmcompress.trials import board_key, target_key
+from tvmcompress.tuning.bench import Bench, Here
+from tvmcompress.tuning.crew import Crew
 from tvmcompress.tuning.search import Place, Search
 from tvmcompress.tuning.tasks import tasks
 from tvmcompress.tuning.workshop import Workshop
 from tvmcompress.tuning_log import TuningLog
+from tvmcompress.tunnels import Route
 
 TRIALS = 1000
 FOLDER = "tvmcompress-tune-"  # and the process that it belongs to
@@ -43,6 +46,8 @@ def tune(
     model: Model,
     target: Target | str = "native",
     *,
+    devices: Sequence[str] = (),
+    route: Route | None = None,
     log: TuningLog | str | os.PathLike | None = None,
     trials: int = TRIALS,
     budget_s: float | None = None,
@@ -51,17 +56,22 @@ def tune(
     events: Events | None = None,
     seed: int = 0,
 ) -> TuningLog:
-    """Tune the kernels of `model` for `target`, which this machine must be able to run.
+    """Tune the kernels of `model` for `target`, on this machine or on boards that can run it.
 
-    trials: in all, with those of earlier runs on this model. budget_s: seconds, likewise. until: stop when no kernel
-    promises this share of the model's time any more. only: a pattern for the kernels' names. events: called with a name
-    and facts, `start`, `trial`, `progress`, `first_error`, `confirmed` and `done`.
+    devices: addresses of boards (`Device.open`), all of one kind, which are used at once; a tracker's name stands for
+    all that have it. route: the way to them. trials: in all, with those of earlier runs on this model. budget_s:
+    seconds, likewise. until: stop when no kernel promises this share of the model's time any more. only: a pattern for
+    the kernels' names. events: called with a name and facts, `start`, `trial`, `progress`, `first_error`, `confirmed`
+    and `done`; and of boards `board` (what became of one), `paused` and `resumed`.
 
     Ctrl-C (KeyboardInterrupt) ends it in seconds with all that was measured in the log. Raises UsageError for options
-    that cannot be, TargetError for a target that does not run here, TuningLogError when the log cannot be written.
+    that cannot be, TargetError for a target that does not run there, BoardError when no board can be reached at the
+    start, TuningLogError when the log cannot be written.
     """
     target = target if isinstance(target, Target) else Target.load(target)
     check(target, trials, budget_s, until)
+    if not devices:
+        check_here(target)
     log = log if isinstance(log, TuningLog) else TuningLog.open(log)
     tell = events or (lambda _name, _facts: None)
     machine = target.to_tvm()
@@ -69,26 +79,35 @@ def tune(
              if fnmatch.fnmatch(t.workload, only)]  # fmt: skip
     if not found:
         raise UsageError(f"nothing to tune: no kernel of the model is named like '{only}'")
-    place = Place(target_key(target), board_key(cpu.describe()), versions())
-    job = job_key(place, [task.workload for task in found])
-    spent, begun = log.spent(job), time.monotonic()
-    deadline = begun + (budget_s - spent if budget_s is not None else float("inf"))
     clear_up()
     folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-"))
+    bench: Bench | None = None
     try:
-        search = Search(found, place, Workshop(target, folder, cpu.usable()), log, tell, trials, deadline, until, seed)
-        before = search.count
-        facts = {"kernels": len(found), "trials": before, "limit": trials, "spent_s": spent, "budget_s": budget_s}
-        tell("start", {**facts, "target": place.target, "board": place.board, "log": log.name})
+        workshop = Workshop(target, folder, cpu.usable())
+        bench = opened(devices, route, workshop, log, tell)
+        place = Place(target_key(target), bench.board, versions())
+        job = job_key(place, [task.workload for task in found])
+        account = Account(log, job, bench)
+        deadline = account.begun + (budget_s - account.before if budget_s is not None else float("inf"))
+        search = Search(found, place, workshop, bench, log, account.and_tell(tell), trials, deadline, until, seed)
+        facts = {"kernels": len(found), "trials": search.count, "limit": trials, "budget_s": budget_s}
+        tell("start", {**facts, "spent_s": account.before, "target": place.target, "board": place.board,
+                       "log": log.name})  # fmt: skip
         try:
             search.run()
+            search.confirm()
         finally:
-            log.spend(job, time.monotonic() - begun)
-        search.confirm()
+            account.settle()
         tell("done", {"trials": search.count, "new": search.fresh, "failures": dict(search.failures)})
     finally:
+        if bench is not None:
+            bench.close()
         shutil.rmtree(folder, ignore_errors=True)
     return log
+
+
+def opened(devices: Sequence[str], route: Route | None, workshop: Workshop, log: TuningLog, tell: Events) -> Bench:
+    return Crew(devices, route, workshop, log, tell) if devices else Here(board_key(cpu.describe()))
 
 
 def check(target: Target, trials: int, budget_s: float | None, until: float) -> None:
@@ -102,11 +121,39 @@ def check(target: Target, trials: int, budget_s: float | None, until: float) -> 
         raise TargetError(
             f"{target.name} has several builds: tune for one of {', '.join(b.name for b in target.builds)}"
         )
+
+
+def check_here(target: Target) -> None:
     if target.kind != "cpu" or target.arch != cpu.architecture() or (missing := cpu.missing(target.features_needed())):
         why = f"needs {', '.join(missing[:4])}" if target.kind == "cpu" and target.arch == cpu.architecture() else ""
         raise TargetError(
-            f"{target.name} does not run on this machine{f': {why}' if why else f' ({cpu.architecture()})'}"
+            f"{target.name} does not run on this machine{f': {why}' if why else f' ({cpu.architecture()})'}; "
+            "name a board with --device"
         )
+
+
+class Account:
+    """The time that a job has cost, in all its runs; without the time in which no board was there."""
+
+    def __init__(self, log: TuningLog, job: str, bench: Bench) -> None:
+        self.log, self.job, self.bench = log, job, bench
+        self.before, self.begun, self.settled = log.spent(job), time.monotonic(), 0.0
+
+    def settle(self) -> None:
+        """Writes down what was spent since the last time: a run that is killed has cost what it has cost."""
+        spent = time.monotonic() - self.begun - self.bench.paused_s
+        self.log.spend(self.job, spent - self.settled)
+        self.settled = spent
+
+    def and_tell(self, tell: Events) -> Events:
+        """`tell`, and accounts settled after each batch."""
+
+        def both(name: str, facts: Mapping[str, Any]) -> None:
+            tell(name, facts)
+            if name == "progress":
+                self.settle()
+
+        return both
 
 
 def job_key(place: Place, workloads: list[str]) -> str:

@@ -6,36 +6,44 @@ A child of a process that has TVM loaded starts in milliseconds.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import psutil
 
+from tvmcompress import process
+
 _fork = multiprocessing.get_context("fork")
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """`status`: ok, error (`error` says which), crash (of the child) or timeout. `value`: what the work returned."""
+    """`status`: ok, error (`error` says which), crash (of the child) or timeout. `value`: what the work returned.
+
+    `conditions`: what the machine that did it said of its state.
+    """
 
     status: str
     value: Any = None
     error: str = ""
+    conditions: Mapping[str, Any] = field(default_factory=dict)
 
 
-def run(work: Sequence[Callable[[], Any]], at_once: int, seconds: float) -> list[Outcome]:
-    """The outcome of each piece of work, at most `at_once` at a time, each with `seconds` of its own."""
+def run(
+    work: Sequence[Callable[[], Any]], at_once: int, seconds: float, given_up: Callable[[], bool] | None = None
+) -> list[Outcome]:
+    """The outcome of each piece of work, at most `at_once` at a time, each with `seconds` of its own.
+
+    Everything is killed, and KeyboardInterrupt raised, within a second after `given_up` has become true.
+    """
     outcomes: dict[int, Outcome] = {}
     waiting = list(enumerate(work))
     running: dict[Connection, _Child] = {}
@@ -46,7 +54,9 @@ def run(work: Sequence[Callable[[], Any]], at_once: int, seconds: float) -> list
                 child = _Child(index, function, time.monotonic() + seconds)
                 running[child.pipe] = child
             left = min(child.deadline for child in running.values()) - time.monotonic()
-            ready = wait(list(running), max(left, 0))
+            ready = wait(list(running), max(left if given_up is None else min(left, 1.0), 0))
+            if given_up is not None and given_up():
+                raise KeyboardInterrupt
             for pipe in ready:
                 child = running.pop(pipe)  # type: ignore[call-overload]
                 outcomes[child.index] = child.outcome()
@@ -106,10 +116,7 @@ def _live(function: Callable[[], Any], pipe: Connection, output: int, parent: in
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT):
         signal.signal(number, signal.SIG_DFL)  # TVM's own handlers print a page
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+    process.die_with_parent(parent)
     os.dup2(output, 1)
     os.dup2(output, 2)
     outcomes: list[Outcome] = []

@@ -7,9 +7,10 @@ timed again, in turn with the untuned one, and only what is faster then too is k
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from tvmcompress.kernels.choices import Decisions
 from tvmcompress.trials import Trial, digest
+from tvmcompress.tuning.bench import Bench, Job
 from tvmcompress.tuning.candidates import Space
 from tvmcompress.tuning.children import Outcome
 from tvmcompress.tuning.cost_model import CostModel
@@ -31,6 +33,9 @@ FLAT = 3  # batches without a gain after which a kernel is left alone
 GAIN = 0.01  # of a kernel's time: less is noise
 FINALISTS = 3
 ROUNDS = 5
+
+# What a trial is called for what came of its measurement.
+STATUS = {"ok": "ok", "wrong": "wrong_result", "timeout": "run_timeout", "crash": "run_crash", "error": "run_crash"}
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 
@@ -81,10 +86,10 @@ class Search:
     """`limit`: trials in all; `deadline`: by time.monotonic; `until`: stop when the best gain expected is below it."""
 
     def __init__(
-        self, tasks: list[Task], place: Place, workshop: Workshop, log: TuningLog, tell: Tell,
+        self, tasks: list[Task], place: Place, workshop: Workshop, bench: Bench, log: TuningLog, tell: Tell,
         limit: int, deadline: float, until: float, seed: int = 0,
     ) -> None:  # fmt: skip
-        self.place, self.workshop, self.log, self.tell = place, workshop, log, tell
+        self.place, self.workshop, self.bench, self.log, self.tell = place, workshop, bench, log, tell
         self.limit, self.deadline, self.until = limit, deadline, until
         self.rng, self.model = np.random.default_rng(seed), CostModel()
         self.kernels = [Kernel(task) for task in tasks]
@@ -100,7 +105,12 @@ class Search:
 
     @property
     def over(self) -> bool:
-        return self.count >= self.limit or time.monotonic() >= self.deadline
+        return self.count >= self.limit or self.late
+
+    @property
+    def late(self) -> bool:
+        """Time in which no board was there is not counted."""
+        return time.monotonic() - self.bench.paused_s >= self.deadline
 
     def run(self) -> None:
         self.begin()
@@ -118,28 +128,33 @@ class Search:
             tasks = [kernel.task for kernel in some]
             for kernel, error in zip(some, self.workshop.refer(tasks)):
                 kernel.ended = f"no reference: {error}" if error else ""
+            fresh = []
             for kernel, outcome in zip(some, self.workshop.build_untuned(tasks)):
-                if not kernel.ended:
-                    self.first(kernel, outcome)
-            if time.monotonic() >= self.deadline:
+                if not kernel.ended and self.first(kernel, outcome):
+                    fresh.append((kernel, outcome.value))
+            self.measure(fresh)
+            for kernel in some:
+                if not kernel.ended and not np.isfinite(kernel.start):
+                    kernel.ended = "its untuned form fails"
+            if self.late:
                 break
         for kernel in self.kernels:
             if kernel.untuned is None and not kernel.ended:
                 kernel.ended = "there was no time for it"
 
-    def first(self, kernel: Kernel, outcome: Outcome) -> None:
+    def first(self, kernel: Kernel, outcome: Outcome) -> bool:
+        """Whether the untuned form is still to be measured."""
         if outcome.status != "ok":
             kernel.ended = f"not built: {outcome.error}"
-            self.note(kernel, {}, outcome, None)
-            return
+            self.note(kernel, {}, "build_error", error=outcome.error)
+            return False
         built: Built = outcome.value
         kernel.untuned = built.decisions
         kernel.space.learn(built.asked)
         if digest(built.decisions) not in kernel.known:
-            self.note(kernel, built.decisions, outcome, built)
+            return True
         self.workshop.forget(built)
-        if not np.isfinite(kernel.start):
-            kernel.ended = "its untuned form fails"
+        return False
 
     def next(self) -> Kernel | None:
         """The kernel that promises the greatest gain; None when none promises more than `until`."""
@@ -158,19 +173,21 @@ class Search:
         if not chosen:
             kernel.ended = "every candidate was tried"
             return
-        known = kernel.known
-        outcomes = self.workshop.build(kernel.task, chosen, known)
-        for proposal, outcome in zip(chosen, outcomes):
-            built = outcome.value
+        fresh: dict[str, Built] = {}
+        for proposal, outcome in zip(chosen, self.workshop.build(kernel.task, chosen, kernel.known)):
             if outcome.status != "ok":
-                self.note(kernel, proposal, outcome, None)
+                late = "building: " if outcome.status == "timeout" else ""
+                self.note(kernel, proposal, "build_error", error=late + outcome.error)
                 continue
+            built: Built = outcome.value
             kernel.space.learn(built.asked)
             if digest(proposal) != digest(built.decisions):
                 kernel.aliases.add(digest(proposal))
-            if digest(built.decisions) not in kernel.known and not self.over:
-                self.note(kernel, built.decisions, outcome, built)
-            self.workshop.forget(built)
+            if digest(built.decisions) in kernel.known or digest(built.decisions) in fresh:
+                self.workshop.forget(built)
+            else:
+                fresh[digest(built.decisions)] = built
+        self.measure([(kernel, built) for built in fresh.values()])
         gain = 1 - kernel.best / before if np.isfinite(before) else 0.0
         kernel.gained = 0.5 * kernel.gained + 0.5 * max(gain, 0.0)
         kernel.idle = 0 if gain > GAIN else kernel.idle + 1
@@ -181,7 +198,7 @@ class Search:
     def choose(self, kernel: Kernel) -> list[Decisions]:
         """A batch that was never tried: what the cost model likes best of many proposals, and a few at random."""
         good = sorted((t for t in kernel.trials if t.status == "ok"), key=lambda t: t.ms)[:5]
-        count = min(BATCH, self.limit - self.count)
+        count = min(max(BATCH, 2 * self.bench.at_once), self.limit - self.count)
         pool = kernel.space.propose([dict(t.decisions) for t in good], POOL, kernel.known, self.rng)
         self.learn()
         scores = self.model.predict([self.features(kernel, one) for one in pool]) if pool else None
@@ -204,20 +221,28 @@ class Search:
         facts = {"macs": np.log2(1 + kernel.task.macs), "integers": float("int8" in kernel.task.workload)}
         return kernel.space.features(dict(decisions)) | facts
 
-    def note(self, kernel: Kernel, decisions: Decisions, outcome: Outcome, built: Built | None) -> None:
-        """Times what was built, and writes the trial down, whatever came of it."""
-        times: list[float] = []
-        status, error = "build_error", outcome.error
-        if built is not None:
-            ran = self.workshop.time(kernel.task, [built])
-            wrong = ran.error.startswith("WrongResult")
-            status = "wrong_result" if wrong else {"ok": "ok", "timeout": "run_timeout"}.get(ran.status, "run_crash")
-            times, error = (ran.value[0] if status == "ok" else []), ran.error
-        elif outcome.status == "timeout":
-            error = f"building: {error}"
+    def measure(self, fresh: Sequence[tuple[Kernel, Built]]) -> None:
+        """Times what was built, and writes each trial down before the next ends, whatever came of it."""
+        jobs = [Job(kernel.task, [built], self.workshop.references[kernel.task.workload]) for kernel, built in fresh]
+        try:
+            with contextlib.closing(self.bench.measure(jobs)) as running:  # type: ignore[type-var]
+                for index, ran in running:
+                    kernel, built = fresh[index]
+                    times = ran.value[0] if ran.status == "ok" else []
+                    self.note(kernel, built.decisions, STATUS[ran.status], times, ran.error, ran.conditions)
+                    if self.over:
+                        break
+        finally:
+            for _, built in fresh:
+                self.workshop.forget(built)
+
+    def note(
+        self, kernel: Kernel, decisions: Decisions, status: str, times: Sequence[float] = (), error: str = "",
+        conditions: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
         trial = Trial(
             self.place.target, kernel.task.workload, self.place.board, self.place.versions,
-            decisions, status, tuple(times), error,
+            decisions, status, tuple(times), error, dict(conditions or {}),
         )  # fmt: skip
         self.log.add(trial)
         kernel.trials.append(trial)
@@ -231,21 +256,35 @@ class Search:
 
     def confirm(self) -> None:
         """The finalists of each kernel in turn with its untuned form; what wins clearly is kept, else the untuned."""
+        open_ones = []
         for kernel in self.kernels:
-            good = sorted((t for t in kernel.trials if t.status == "ok"), key=lambda t: t.ms)
-            if kernel.untuned is None or not good or not np.isfinite(kernel.start):
+            if kernel.untuned is None or not np.isfinite(kernel.start):
                 continue
-            first = digest(kernel.untuned)
-            finalists = [dict(t.decisions) for t in good[:FINALISTS] if t.digest != first]
-            if not finalists or kernel.best > (1 - GAIN) * kernel.start:
+            if kernel.best > (1 - GAIN) * kernel.start:
                 self.keep(kernel, kernel.untuned, kernel.start, kernel.start)
-                continue
+            else:
+                open_ones.append(kernel)
+        for i in range(0, len(open_ones), self.bench.at_once):
+            self.final(open_ones[i : i + self.bench.at_once])
+
+    def final(self, kernels: Sequence[Kernel]) -> None:
+        """Of a few kernels, as many as are measured at once."""
+        forms: list[list[Built]] = []
+        for kernel in kernels:
+            assert kernel.untuned is not None
+            good = sorted((t for t in kernel.trials if t.status == "ok"), key=lambda t: t.ms)
+            finalists = [dict(t.decisions) for t in good[:FINALISTS] if t.digest != digest(kernel.untuned)]
             outcomes = self.workshop.build(kernel.task, [kernel.untuned, *finalists], set())
             built = [o.value for o in outcomes if o.status == "ok"]
-            ran = self.workshop.time(kernel.task, built, ROUNDS) if outcomes[0].status == "ok" else None
-            for one in built:
-                self.workshop.forget(one)
-            if ran is None or ran.status != "ok":
+            forms.append(built if outcomes[0].status == "ok" else [])
+        jobs = [
+            Job(kernel.task, built, self.workshop.references[kernel.task.workload], ROUNDS)
+            for kernel, built in zip(kernels, forms)
+        ]
+        for index, ran in self.bench.measure(jobs):
+            kernel, built = kernels[index], forms[index]
+            if ran.status != "ok" or not built:
+                assert kernel.untuned is not None
                 self.keep(kernel, kernel.untuned, kernel.start, kernel.start)
                 continue
             medians = [float(np.median(times)) for times in ran.value]
@@ -253,6 +292,9 @@ class Search:
             if medians[winner] > (1 - GAIN) * medians[0]:
                 winner = 0
             self.keep(kernel, built[winner].decisions, medians[0], medians[winner])
+        for built in forms:
+            for one in built:
+                self.workshop.forget(one)
 
     def keep(self, kernel: Kernel, decisions: Decisions, before: float, after: float) -> None:
         self.log.confirm(
