@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from tvmcompress import conditions, cpu
 from tvmcompress.errors import TvmcompressError, UsageError, did_you_mean
 from tvmcompress.tunnels import Route, Tunnels
-from tvmcompress.wire import BoardError, Control, Tracker
+from tvmcompress.wire import BoardError, Control, Tracker, Unreachable
 
 CONNECT_SECONDS = 10.0
 LEASE_SECONDS = 3600.0
@@ -101,12 +101,14 @@ class Device:
 
     def close(self) -> None:
         """Ends session and lease: the board forgets what was uploaded."""
-        self.session = None  # TVM closes a connection with the last reference to it
         if self.control is not None:
             self.control.close()
             self.control = None
         if self.tunnels is not None:
             self.tunnels.close()
+        # TVM closes a connection with the last reference to it, and holds Python's lock while it waits for the other
+        # side, which a tunnel of this process is: so that is closed before.
+        self.session = None
 
     @property
     def is_local(self) -> bool:
@@ -183,9 +185,10 @@ def registered(address: Address, tunnels: Tunnels, seconds: float) -> list[Addre
         host, port = tunnels.to(address.host, address.port)
     else:
         host, port = address.host, address.port
-    reach(address, host, port, seconds)
     try:
-        tracker = Tracker(host, port, min(seconds, 5.0), tunnels.route.context())
+        tracker = Tracker(host, port, min(seconds, 5.0), address.text, tunnels.route.context())
+    except Unreachable:
+        raise
     except BoardError:
         return None
     try:
@@ -210,7 +213,7 @@ def survey(addresses: Sequence[str], route: Route | None = None, seconds: float 
             except BoardError as error:
                 rows.append({"address": address.text, "error": str(error)})
                 continue
-            named = [one for one in known or [address] if address.name in ("", one.name)]
+            named = [one for one in ([address] if known is None else known) if address.name in ("", one.name)]
             rows += [surveyed(one, tunnels, seconds) for one in named]
     return rows
 
@@ -225,15 +228,6 @@ def surveyed(address: Address, tunnels: Tunnels, seconds: float) -> dict:
     row = {name: described[name] for name in ("architecture", "model", "cores")}
     row |= {"tvm": status["versions"]["tvm"], "emulated": status["emulated"], "conditions": status["conditions"]}
     return {"address": address.text, **row, "owner": (status["lease"] or {}).get("owner", ""), "error": ""}
-
-
-def reach(address: Address, host: str, port: int, seconds: float) -> None:
-    """Fails early and clearly where nobody listens."""
-    try:
-        socket.create_connection((host, port), seconds).close()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BoardError(f"device {address.text}: cannot connect: {reason}; is its server running?") from error
 
 
 def connect(address: Address, tunnels: Tunnels, seconds: float) -> Control:

@@ -11,7 +11,7 @@ import contextlib
 import socket
 import ssl
 import threading
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -45,6 +45,7 @@ class Tunnels:
     def __init__(self, route: Route, seconds: float = 10.0) -> None:
         self.route, self.seconds = route, seconds
         self.loop: asyncio.AbstractEventLoop | None = None
+        self.thread: threading.Thread | None = None
         self.connection: Any = None
         self.ends: dict[tuple[str, int], int] = {}
         self.tasks: list[asyncio.Task] = []
@@ -70,9 +71,13 @@ class Tunnels:
             return "127.0.0.1", self.ends[host, port]
 
     def close(self) -> None:
-        if self.loop is not None:
-            self.loop.call_soon_threadsafe(self.loop.stop)
-            self.loop = None
+        loop, self.loop = self.loop, None
+        if loop is None or self.thread is None:
+            return
+        with contextlib.suppress(TimeoutError, concurrent.futures.TimeoutError):
+            asyncio.run_coroutine_threadsafe(end_others(), loop).result(2.0)
+        loop.call_soon_threadsafe(loop.stop)
+        self.thread.join(2.0)
 
     def through_ssh(self, host: str, port: int) -> tuple[str, int]:
         if self.connection is None or self.connection.is_closed():
@@ -103,8 +108,16 @@ class Tunnels:
             raise BoardError(f"ssh {self.route.ssh}: {error.reason}") from error
 
     async def begin_ssh(self, host: str, port: int) -> int:
-        listener = await self.connection.forward_local_port("127.0.0.1", 0, host, port)
-        return listener.get_port()
+        import asyncssh
+
+        async def through() -> Any:
+            try:
+                return await self.connection.open_connection(host, port)
+            except asyncssh.Error as error:
+                raise ConnectionError(f"{host}:{port} from there: {error.reason}") from error
+
+        (await through())[1].close()  # to say now what is wrong
+        return self.listen(through)
 
     async def begin_tls(self, host: str, port: int) -> int:
         context = self.route.context()
@@ -112,18 +125,22 @@ class Tunnels:
         with contextlib.suppress(TimeoutError):  # a certificate is refused after the handshake
             await asyncio.wait_for(reader.read(1), REFUSAL_S)
         writer.close()
+        return self.listen(lambda: asyncio.open_connection(host, port, ssl=context))
+
+    def listen(self, connect: Callable[[], Awaitable]) -> int:
+        """The port of this machine from which is passed on."""
         listening = socket.socket()
         listening.bind(("127.0.0.1", 0))
         listening.listen(64)
-        task = asyncio.ensure_future(front.forward(listening, lambda: asyncio.open_connection(host, port, ssl=context)))
-        self.tasks.append(task)
+        self.tasks.append(asyncio.ensure_future(front.forward(listening, connect)))
         return int(listening.getsockname()[1])
 
     def work(self, task: Awaitable, name: str) -> Any:
         """In the loop's thread, within the time."""
         if self.loop is None:
             self.loop = asyncio.new_event_loop()
-            threading.Thread(target=self.loop.run_forever, daemon=True, name="tunnels").start()
+            self.thread = threading.Thread(target=self.loop.run_forever, daemon=True, name="tunnels")
+            self.thread.start()
         future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(task, self.seconds), self.loop)
         try:
             return future.result()
@@ -133,3 +150,12 @@ class Tunnels:
             raise BoardError(f"{name}: TLS: {error.reason or error}") from error
         except OSError as error:
             raise BoardError(f"{name}: {error.strerror or error}") from error
+
+
+async def end_others() -> None:
+    """Every other task of this loop."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await asyncio.sleep(0.01)  # what they have closed is closed now

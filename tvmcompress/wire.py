@@ -26,6 +26,10 @@ class BoardError(TvmcompressError):
     """A board or a tracker cannot be reached, does not answer in time, or is not what was looked for."""
 
 
+class Unreachable(BoardError):
+    """Nobody listens there."""
+
+
 class Peer:
     """One connection with a deadline on every step. Raises BoardError."""
 
@@ -37,7 +41,7 @@ class Peer:
                 self.socket = tls.wrap_socket(self.socket)
         except OSError as error:
             reason = error.strerror or str(error)
-            raise BoardError(f"device {self.name}: cannot connect: {reason}; is its server running?") from error
+            raise Unreachable(f"device {self.name}: cannot connect: {reason}; is its server running?") from error
         self.socket.settimeout(seconds)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         keep_alive(self.socket)
@@ -109,12 +113,12 @@ class Control(Peer):
 class Tracker(Peer):
     """A connection to a tracker: ours or TVM's."""
 
-    def __init__(self, host: str, port: int, seconds: float, tls: ssl.SSLContext | None = None) -> None:
-        super().__init__(host, port, seconds, f"tracker {host}:{port}", tls)
+    def __init__(self, host: str, port: int, seconds: float, name: str = "", tls: ssl.SSLContext | None = None) -> None:
+        super().__init__(host, port, seconds, name or f"{host}:{port}", tls)
         try:
             self.send(struct.pack("<i", TRACKER_MAGIC))
             if self.number() != TRACKER_MAGIC:
-                raise BoardError(f"{self.name}: not a tracker")
+                raise BoardError(f"device {self.name}: not a tracker")
         except BoardError:
             self.close()
             raise
@@ -126,7 +130,7 @@ class Tracker(Peer):
             rows = [(row["key"].removeprefix("server:"), *row["addr"]) for row in answer[1]["server_info"]]
             return sorted((str(key), str(host), int(port)) for key, host, port in rows)
         except (TypeError, KeyError, IndexError, ValueError) as error:
-            raise BoardError(f"{self.name}: not an answer of a tracker") from error
+            raise BoardError(f"device {self.name}: not an answer of a tracker") from error
 
 
 class Code:

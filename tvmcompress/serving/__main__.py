@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import os
-import signal
 import socket
 import ssl
 import sys
@@ -50,7 +49,7 @@ def serve(
     listening = watchdog.bound("127.0.0.1", 0) if secure else outer
     shown = outer.getsockname()[1]
     print(f"listening on {f'[{host}]' if ':' in host else host}:{shown}", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    watchdog.heed_sigterm()
     if secure is not None and os.fork() == 0:  # the front; with this process it dies
         guard(outer, listening.getsockname()[1], secure)
     if track:

@@ -67,7 +67,7 @@ async def forward(
 
     async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         other: asyncio.StreamWriter | None = None
-        with contextlib.suppress(OSError, TimeoutError, EOFError, ssl.SSLError):
+        with contextlib.suppress(OSError, TimeoutError, EOFError, ssl.SSLError, asyncio.CancelledError):
             try:
                 async with asyncio.timeout(HANDSHAKE_S):
                     there = await connect()

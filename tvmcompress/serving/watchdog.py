@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from tvmcompress import process, wire
 from tvmcompress.errors import TvmcompressError
-from tvmcompress.serving import listener
+from tvmcompress.serving import listener, session
 
 PERIOD_S = 2.0  # between looks
 DEADLINE_S = 5.0  # for an answer
@@ -45,6 +45,20 @@ def bound(host: str, port: int, ports: int = 1) -> socket.socket:
     raise TvmcompressError("no port to try")
 
 
+class _State:
+    stopped = False
+
+
+def heed_sigterm() -> None:
+    """Ends this process with 143; an exception alone is lost where Python ignores those, as at a fork."""
+
+    def stop_now(*_: object) -> None:
+        _State.stopped = True
+        raise SystemExit(143)
+
+    signal.signal(signal.SIGTERM, stop_now)
+
+
 def keep(serve: Callable[[], None], answers: Callable[[], bool], say: Callable[[str], None]) -> None:
     """Runs `serve` in a child, again whenever it ends or `answers` is false twice. Until this process ends."""
     failures = 0
@@ -54,6 +68,7 @@ def keep(serve: Callable[[], None], answers: Callable[[], bool], say: Callable[[
             why = watch(child, answers)
         finally:
             stop(child)
+            session.clear_up()
         failures = 0 if time.monotonic() - begun > 60 else failures + 1
         say(f"the listener {why}; it is started again")
         time.sleep(BACK_OFF_S[min(failures, len(BACK_OFF_S)) - 1] if failures else 0)
@@ -63,6 +78,8 @@ def watch(child: int, answers: Callable[[], bool]) -> str:
     """Returns why the child is not to be trusted any more."""
     begun, answered, strikes = time.monotonic(), False, 0
     while True:
+        if _State.stopped:
+            raise SystemExit(143)
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             code = os.waitstatus_to_exitcode(status)
