@@ -289,7 +289,7 @@ def test_through_ssh(ssh_server: str, monkeypatch, tmp_path: Path) -> None:
         with Device.open(f"pi@{one.address}", route=Route(ssh=ssh_server)) as device:
             device.session.upload(bytearray(b"abc" * 100000), "file")
             assert bytes(device.session.download("file")) == b"abc" * 100000
-        with pytest.raises(BoardError, match="from there: .*failed"):
+        with pytest.raises(BoardError, match=r"from there: .*failed"):
             Device.open(f"127.0.0.1:{free_port()}", timeout=3, route=Route(ssh=ssh_server))
     monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
     with pytest.raises(BoardError, match=r"host key is not known|not let in"):
