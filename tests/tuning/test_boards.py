@@ -265,7 +265,7 @@ def test_tuning_on_boards_that_come_and_go(tmp_path) -> None:
                 one.start()
 
         tune(
-            model, "native", devices=[one.address, two.address], log=tmp_path / "log.db", trials=20, events=tell
+            model, "native", devices=[one.address, two.address], log=tmp_path / "log.db", trials=14, events=tell
         ).close()
     trials = [facts for name, facts in events if name == "trial"]
     assert len(trials) == 14 and all(facts["status"] == "ok" for facts in trials)
