@@ -37,7 +37,9 @@ class RemoteProgram:
     def __init__(self, package: Package, device: Device, threads: int | None = None):
         from tvm import relax
 
-        self.described = described = device.describe()["cpu"]
+        told = device.describe()
+        described = told["cpu"]
+        self.described = {**described, "emulated": told["emulated"]}
         package = package.pick(described)
         if package.manifest["needs"]["gpu"]:
             raise PackageError(f"{package.name} needs a GPU, and packages for GPUs run on this machine only")

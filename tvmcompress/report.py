@@ -104,6 +104,8 @@ def doubts(report: Report) -> list[str]:
     """What a reader should know before believing the figures."""
     found = []
     load, cores = report.how["load_before"], report.how["machine"]["cores"]
+    if report.how.get("emulated"):
+        found.append("An emulator ran this: the outputs count, the times mean nothing.")
     if load > 0.5 * cores:
         found.append(f"The machine was busy (load {load:.1f} on {cores} CPUs): do not trust the times.")
     if not report.energy["package"]:

@@ -222,6 +222,7 @@ class TuningLog:
     # -- numbers that are known of boards -----------------------------------------------------------------------------
 
     def number(self, name: str) -> float | None:
+        """What was noted last by that name, if anything."""
         with self._begin() as connection:
             found = connection.execute(select(_about.c.value).where(_about.c.name == _fact(name))).scalar()
         return None if found is None else float(found)

@@ -7,10 +7,12 @@ import sys
 import click
 import pytest
 
+from tests.boards import answers, board, eventually, free_port, tracker
 from tests.cli.files import ROOT, quick, tune_briefly
 from tvmcompress.cli import COMMANDS, cli
 
 PATHS = ["", *COMMANDS, "target list", "target show", "target detect", "recipe list", "recipe show"]
+PATHS += [f"device {name}" for name in ("serve", "tracker", "list", "doctor", "bundle", "keys")]
 PATHS += [f"log {name}" for name in ("show", "export", "import", "merge", "repair", "prune")]
 
 
@@ -37,15 +39,52 @@ def test_help_ends_with_an_example(path):
     assert examples_of(path) and last.strip() == examples_of(path)[-1]
 
 
-@pytest.mark.parametrize("example", sorted({e for path in PATHS for e in examples_of(path)}))
-def test_the_example_runs(folder, monkeypatch, capsys, example):
+@pytest.fixture(scope="module")
+def boards():
+    """A tracker and a board where the examples look for them."""
+    try:
+        with tracker(9190) as known, board("--name", "native", "--tracker", known.address, port=9090) as one:
+            assert (known.port, one.port) == (9190, 9090), "somebody else has these ports"
+            eventually(lambda: answers(9090))
+            yield
+    except AssertionError as error:
+        pytest.skip(str(error))
+
+
+EXAMPLES = sorted({e for path in PATHS for e in examples_of(path)})
+SERVING = [e for e in EXAMPLES if e.startswith(("tvmcompress device serve", "tvmcompress device tracker"))]
+
+
+@pytest.mark.parametrize("example", SERVING)
+def test_the_example_serves(folder, example):
+    """Until it is interrupted."""
+    words = [*example.split()[1:], "--port", str(free_port())]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tvmcompress", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline().startswith("listening on 127.0.0.1:")
+    process.terminate()
+    assert process.wait(10) == 143
+    process.stdout.close()
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if e not in SERVING])
+def test_the_example_runs(folder, monkeypatch, capsys, request, example):
     monkeypatch.chdir(folder)
+    if "localhost:9" in example:
+        request.getfixturevalue("boards")
     tune_briefly(monkeypatch)
     code = quick(example.removeprefix("tvmcompress "))
     told = capsys.readouterr()
     if "--target rpi4" in example and code == 5:
         assert "install" in told.err  # the cross linker is not there, and that is said
         return
+    if "device bundle" in example and "cannot be fetched" in told.err:
+        pytest.skip(told.err)
     assert code == 0, told.err
     assert told.out and not told.err
 

@@ -38,7 +38,7 @@ open_option = click.option(
     "serve",
     epilog="Examples:\n\n\b\n"
     "  tvmcompress device serve --name rpi4\n"
-    "  tvmcompress device serve --name rpi4 --host 0.0.0.0 --tls keys --tracker 192.168.1.2:9190",
+    "  tvmcompress device serve --name rpi4 --tracker localhost:9190",
 )
 @host_option
 @click.option("--port", type=int, default=9090, show_default=True, help="The first port to try.")
@@ -69,7 +69,7 @@ def tracker(host: str, port: int, tls: str, open: bool) -> None:
     run(host, port, "", "", tls, open, track=True)
 
 
-@command.command("list", epilog="Example:\n\n\b\n  tvmcompress device list localhost:9190 192.168.1.20:9090")
+@command.command("list", epilog="Example:\n\n\b\n  tvmcompress device list localhost:9190 localhost:9090")
 @click.argument("addresses", nargs=-1)
 @options.route_options
 @options.json_option
@@ -100,7 +100,7 @@ def listed(rows: list[dict]) -> Table | Text:
     return table
 
 
-@command.command("doctor", epilog="Example:\n\n\b\n  tvmcompress device doctor rpi4@localhost:9190 --target rpi4")
+@command.command("doctor", epilog="Example:\n\n\b\n  tvmcompress device doctor localhost:9090 --target native")
 @click.argument("address")
 @click.option("--target", help="What it is to run; the board's own name unless given.")
 @options.route_options

@@ -32,7 +32,7 @@ from tvmcompress.cli import options, screen
     help="Time spent on timing.",
 )
 @click.option("--repeats", type=click.IntRange(1), metavar="N", help="Exactly so many timed runs, instead of a budget.")
-@click.option("--device", default="local", show_default=True, help="Where to run: local or rpc://host:port.")
+@options.device_options
 @options.build_option
 @options.threads_option
 @options.json_option
@@ -46,6 +46,8 @@ def command(
     budget: float,
     repeats: int | None,
     device: str,
+    ssh: str,
+    tls: str,
     build: str | None,
     threads: int | None,
     json_path: str | None,
@@ -63,7 +65,7 @@ def command(
         options.check_output(html, package, samples, reference)
     if json_path not in (None, "-"):
         options.check_output(Path(str(json_path)), package, samples, reference)
-    with options.opened(device) as place:
+    with options.opened(device, ssh, tls) as place:
         deployment = deploy(package, place, threads, build=build)
         with screen.progress() as progress:
             report = deployment.measure(

@@ -115,6 +115,12 @@ def route_options(function: Callable) -> Callable:
     return _apply(decorators, function)
 
 
+def device_options(function: Callable) -> Callable:
+    """Where to run, and the way there."""
+    help = "Where to run: local, a board's HOST:PORT, or NAME@HOST:PORT of a tracker."
+    return click.option("--device", default="local", show_default=True, help=help)(route_options(function))
+
+
 def log_path(log: str | None) -> str:
     """What `--log` names, or this user's own."""
     from tvmcompress.tuning_log import default_path
@@ -147,14 +153,15 @@ def check_output(output: Path, *inputs: Path | None) -> None:
 
 
 @contextmanager
-def opened(device: str) -> Iterator[Any]:
+def opened(device: str, ssh: str = "", tls: str = "") -> Iterator[Any]:
     """The device that `--device` names, connected; None for this machine, which needs nothing of TVM's RPC."""
     if device.strip() == "local":
         yield None
         return
     from tvmcompress.device import Device
+    from tvmcompress.tunnels import Route
 
-    with Device.open(device) as place:
+    with Device.open(device, route=Route(ssh, tls)) as place:
         yield place
 
 

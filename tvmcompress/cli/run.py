@@ -13,7 +13,7 @@ from tvmcompress.cli import options, screen
 @click.argument("package", type=options.PATH)
 @click.option("--inputs", required=True, type=options.PATH, help="Inputs by name: .npz, .npy or a folder of them.")
 @click.option("--outputs", required=True, type=options.PATH, help="The .npz file to write, outputs by name.")
-@click.option("--device", default="local", show_default=True, help="Where to run: local or rpc://host:port.")
+@options.device_options
 @options.build_option
 @options.threads_option
 @options.json_option
@@ -22,6 +22,8 @@ def command(
     inputs: Path,
     outputs: Path,
     device: str,
+    ssh: str,
+    tls: str,
     build: str | None,
     threads: int | None,
     json_path: str | None,
@@ -35,7 +37,7 @@ def command(
     from tvmcompress.samples import Samples, save_npz
 
     options.check_output(outputs, package, inputs)
-    with options.opened(device) as place:
+    with options.opened(device, ssh, tls) as place:
         deployment = deploy(package, place, threads, build=build)
         samples = Samples(inputs, deployment.package.inputs)
         with screen.progress() as progress:

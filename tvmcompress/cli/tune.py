@@ -47,7 +47,7 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str) ->
 @click.command(
     epilog="Examples:\n\n\b\n"
     "  tvmcompress tune model.onnx --target native --budget 30m\n"
-    "  tvmcompress tune model.onnx --target rpi4 --device rpi4@localhost:9190 --budget 30m\n"
+    "  tvmcompress tune model.onnx --target native --device localhost:9090 --budget 30m\n"
     "  tvmcompress tune model.onnx --recipe int8 --samples calib.npz --trials 500\n"
     "  tvmcompress compile model.onnx --target native -o tuned.tar",
 )

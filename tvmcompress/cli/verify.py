@@ -17,10 +17,12 @@ if TYPE_CHECKING:
 @click.command(epilog="Example:\n\n\b\n  tvmcompress verify small.tar")
 @click.argument("package", type=options.PATH)
 @click.option("--hashes-only", is_flag=True, help="Do not run it: for a package that is for another machine.")
-@click.option("--device", default="local", show_default=True, help="Where to run: local or rpc://host:port.")
+@options.device_options
 @options.threads_option
 @options.json_option
-def command(package: Path, hashes_only: bool, device: str, threads: int | None, json_path: str | None) -> None:
+def command(
+    package: Path, hashes_only: bool, device: str, ssh: str, tls: str, threads: int | None, json_path: str | None
+) -> None:
     """Check a package's hashes, then that it computes its golden outputs on this machine or another device.
 
     Of several builds every one that can run there is run.
@@ -28,7 +30,7 @@ def command(package: Path, hashes_only: bool, device: str, threads: int | None, 
     from tvmcompress.package import Package
 
     loaded = Package.load(package)
-    with options.opened(device) as place:
+    with options.opened(device, ssh, tls) as place:
         verification = loaded.verify(threads=threads, hashes_only=hashes_only, device=place)
     screen.result(verification.json(), lambda: _text(verification), json_path)
     if not verification.ok:

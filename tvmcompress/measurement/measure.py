@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from tvmcompress import cpu, energy
+from tvmcompress import conditions, cpu, energy
 from tvmcompress.errors import SampleError
 from tvmcompress.measurement.quality import Quality
 from tvmcompress.measurement.race import Racer, latency, race
@@ -166,6 +166,7 @@ def _how(ours: Side, reference: Side | None, repeats: int | None, budget_s: floa
     return {
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": {key: machine[key] for key in ("architecture", "model", "cores", "l1d", "l2", "l3")},
+        "emulated": bool(machine.get("emulated", conditions.emulated() if not ours.machine else False)),
         "system": platform.platform(),
         "threads": ours.threads,
         "load_before": os.getloadavg()[0],
