@@ -15,7 +15,10 @@ PACKAGE = Path(__file__).parents[1] / "tvmcompress"
 LAYERS = [
     ("the door", {"__init__", "__main__"}),
     ("commands", {"cli"}),
-    ("verbs", {"frontend", "compression", "compilation", "deployment", "inspection", "tuning", "bundling"}),
+    (
+        "verbs",
+        {"frontend", "compression", "compilation", "deployment", "inspection", "tuning", "comparing", "bundling"},
+    ),
     ("how a deployment is measured", {"measurement"}),
     ("recipes", {"recipe"}),
     ("what the weights become", {"passes"}),
@@ -24,11 +27,14 @@ LAYERS = [
     ("instruction sets", {"isa"}),
     ("models", {"model"}),
     ("packages and what runs them", {"package", "remote", "runtime"}),
-    ("nouns", {"device", "target", "report", "linking", "trials", "tuning_log", "tuning_log_repair"}),
+    ("nouns", {"device", "target", "report", "comparison", "linking", "trials", "tuning_log", "tuning_log_repair"}),
     ("ways to boards, and their side", {"serving", "tunnels"}),
     (
         "parts of nouns",
-        {"report_html", "report_text", "target_forms", "manifest", "archive", "arrays", "golden", "samples"},
+        {
+            *("report_html", "report_text", "comparison_tables", "comparison_text", "comparison_html"),
+            *("comparison_charts", "target_forms", "manifest", "archive", "arrays", "golden", "samples"),
+        },
     ),
     ("programs", {"ir"}),
     (

@@ -108,4 +108,3 @@ def calls(module: tvm.IRModule) -> list[Call]:
 
 def is_tensor(value: relax.Expr) -> bool:
     return isinstance(value.ty, relax.TensorType) and graph.has_static_shape(value)
-

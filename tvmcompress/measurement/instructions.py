@@ -66,7 +66,7 @@ def mix(assembly: str, arch: str, kernels: Iterable[str]) -> dict[str, Counts]:
     parts = list(blocks(assembly, rules))
     for block in parts:  # bodies of loops belong to whom they are named by
         for _, operands in block.lines if block.function in own else ():
-            own |= {body: own[block.function] for body in LAMBDA.findall(operands)}
+            own |= dict.fromkeys(LAMBDA.findall(operands), own[block.function])
     for block in parts:
         if block.function not in own:
             continue
