@@ -1,4 +1,4 @@
-"""Comparison: one model in several variants on several boards, side by side. JSON, a table, Markdown, or an HTML page."""
+"""Comparison: one model in several variants on several boards. JSON, a table, Markdown, or an HTML page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Comparison:
-    """Every field holds JSON values only; a number that was not measured is null. An emulated board has no times at all.
+    """Every field holds JSON values only; a number that was not measured is null. An emulated board has no times.
 
     Intervals (`low`, `high`) hold the median, or a ratio of medians, with a probability of 95%; see
     measurement.bootstrap.
@@ -84,7 +84,7 @@ class Comparison:
         return markdown(self)
 
     def html(self) -> str:
-        """One page with charts and tables that sort; it needs nothing else, and without scripts only sorting is gone."""
+        """One page with charts and tables that sort. It needs nothing else; without scripts it does not sort."""
         from tvmcompress.comparison_html import render
 
         return render(self)

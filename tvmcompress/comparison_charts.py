@@ -1,4 +1,4 @@
-"""Charts of a Comparison in SVG. Colours are classes, so that they follow the page's scheme; every chart has a title."""
+"""Charts of a Comparison in SVG. Colours are classes, which follow the page's scheme; every chart has a title."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from html import escape
 from typing import Any
 
 from tvmcompress.comparison import Comparison
-from tvmcompress.comparison_tables import GROUPS
-from tvmcompress.report import bytes_text, ms_text
+from tvmcompress.comparison_tables import GROUPS, time_text
+from tvmcompress.report import bytes_text
 
 WIDTH, LABEL, ROW = 960, 230, 26
 LETTER = 6.8  # of text, in the charts' own units
 SHAPES = ("circle", "square", "diamond", "triangle")
 KINDS = ("convolution", "Winograd convolution", "depthwise", "matrix product", "recurrent", "other", "outside kernels")
+STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), tuple(i / 10 for i in range(10, 100)))  # of an axis
 FAR = 30  # times: bars of boards further apart than this are each drawn to a scale of their own
 
 
@@ -77,9 +78,9 @@ def bar(row: Mapping[str, Any], colour: int, y: float, top: float) -> str:
     x: Callable[[float], float] = lambda ms: LABEL + ms / top * room  # noqa: E731
     end, low, high, mid = x(found["median"]), x(found["low"]), x(found["high"]), y + ROW / 2
     half = (found["high"] - found["low"]) / 2 / found["median"]
-    title = f"{row['variant']} on {row['place']}: {ms_text(found['median'])}, 95% interval {ms_text(found['low'])} "
-    title += f"to {ms_text(found['high'])}, {found['runs']} runs"
-    said = f"{ms_text(found['median'])} ±{half:.1%}"
+    title = f"{row['variant']} on {row['place']}: {time_text(found['median'])}, 95% interval {time_text(found['low'])} "
+    title += f"to {time_text(found['high'])}, {found['runs']} runs"
+    said = f"{time_text(found['median'])} ±{half:.1%}"
     return (
         f"<g><title>{escape(title)}</title>{label}"
         f'<rect class="v{colour % 8}" x="{LABEL}" y="{y + 4:.1f}" width="{max(end - LABEL, 1):.1f}" '
@@ -102,7 +103,7 @@ def scatter(found: Comparison) -> str:
     for value, at in x.ticks:
         parts.append(
             f'<path class="grid" d="M{at:.1f} {top}V{bottom}"/>'
-            + text(at, bottom + 18, ms_text(value), "dim", "middle")
+            + text(at, bottom + 18, time_text(value), "dim", "middle")
         )
     for value, at in y.ticks:
         parts.append(
@@ -114,7 +115,7 @@ def scatter(found: Comparison) -> str:
     for row in points:
         at_x, at_y = x.at(row["latency"]["median"]), y.at(row["size"]["package"])
         label = f"{row['variant']} on {row['place']}"
-        title = f"{label}: {ms_text(row['latency']['median'])}, {bytes_text(row['size']['package'])}"
+        title = f"{label}: {time_text(row['latency']['median'])}, {bytes_text(row['size']['package'])}"
         mark = marker(SHAPES[places.index(row["place"]) % len(SHAPES)], at_x, at_y)
         side = ("end", -11) if at_x > WIDTH - 40 - len(shorten(label)) * LETTER else ("start", 11)
         parts.append(f'<g class="v{names.index(row["variant"]) % 8}"><title>{escape(title)}</title>{mark}</g>')
@@ -129,11 +130,11 @@ class Axis:
         low, high = min(values) / 1.25, max(values) * 1.25
         self.low, self.span, self.start, self.length = math.log(low), math.log(high / low), start, end - start
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        fine = [step * 10.0**d for d in decades for step in (1, 2, 5)]
-        many = [tick for tick in fine if low <= tick <= high]
-        few = [tick for tick in many if str(tick * 10 ** -math.floor(math.log10(tick)))[0] == "1"]
-        even = [low * (high / low) ** share for share in (0.1, 0.5, 0.9)]
-        chosen = few if len(few) > 5 else many if len(many) > 1 else even
+        for steps in STEPS:
+            chosen = [step * 10.0**d for d in decades for step in steps if low <= step * 10.0**d <= high]
+            if len(chosen) > 2:
+                break
+        chosen = chosen[:: max(1, math.ceil(len(chosen) / 8))]
         self.ticks = [(tick, self.at(tick)) for tick in chosen]
 
     def at(self, value: float) -> float:
@@ -171,7 +172,7 @@ def shares(found: Comparison) -> str:
         whole = (table["overhead_ms"] or 0) + sum(row["ms"] for row in table["rows"])
         rows = sorted(table["rows"], key=lambda row: (kind(row), -row["ms"]))
         pieces = [
-            (row["ms"] / whole, kind(row), f"{row['name']}: {row['ms'] / whole:.1%}, {ms_text(row['ms'])}")
+            (row["ms"] / whole, kind(row), f"{row['name']}: {row['ms'] / whole:.1%}, {time_text(row['ms'])}")
             for row in rows
         ]
         outside = (table["overhead_ms"] or 0) / whole

@@ -12,11 +12,12 @@ from pathlib import Path
 from tvmcompress import comparison_charts as charts
 from tvmcompress import comparison_tables as tables
 from tvmcompress.comparison import Comparison
-from tvmcompress.comparison_tables import EMULATED, NONE, Cell, Table
-from tvmcompress.report import bytes_text, ms_text, percent_text, snr_text
+from tvmcompress.comparison_tables import EMULATED, NONE, Cell, Table, time_text
+from tvmcompress.report import bytes_text, percent_text, snr_text
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 LONG = 12  # rows from which a table can be filtered
+WORDY = 26  # letters beyond which a cell is broken into lines
 HOTTEST = 1.5  # a ratio that is drawn in full colour
 
 
@@ -67,7 +68,7 @@ def cards(found: Comparison) -> str:
     timed = [row for row in found.results if row["latency"]]
     if timed:
         best = min(timed, key=lambda row: row["latency"]["median"])
-        told.append((ms_text(best["latency"]["median"]), f"the fastest: {best['variant']} on {best['place']}", ""))
+        told.append((time_text(best["latency"]["median"]), f"the fastest: {best['variant']} on {best['place']}", ""))
     if found.ratios["variants"]:
         most = min(found.ratios["variants"], key=lambda row: row["ratio"])
         interval = f"{1 / most['high']:.2f} to {1 / most['low']:.2f}"
@@ -136,7 +137,12 @@ def table(one: Table, cell_class: str = "") -> str:
 
 
 def td(cell: Cell, left: bool, more: str = "") -> str:
-    classes = [*(["text"] if left else []), *(["muted"] if cell.text == NONE else []), *([more] if more else [])]
+    classes = [
+        *(["text"] if left else []),
+        *(["long"] if len(cell.text) > WORDY else []),
+        *(["muted"] if cell.text == NONE else []),
+        *([more] if more else []),
+    ]
     attributes = f' class="{" ".join(classes)}"' if classes else ""
     if cell.value is not None:
         attributes += f' data-v="{cell.value if math.isfinite(cell.value) else 1e308:.9g}"'
@@ -176,8 +182,8 @@ def how(found: Comparison) -> str:
     samples = "made-up inputs" if how["example_inputs"] else f"{how['samples']} samples"
     lines = [
         f"Everything was compiled first. Then boards were timed by their own clocks, variants in turns of some "
-        f"{how['budget_s']:g} s each, different machines at the same time; this machine came last and worked on nothing "
-        f"else of ours, each variant in {how['sittings']} fresh processes.",
+        f"{how['budget_s']:g} s each, different machines at the same time; this machine came last and worked on "
+        f"nothing else of ours, each variant in {how['sittings']} fresh processes.",
         "An interval of 95% comes from the bootstrap over rounds (and over processes): what the median might as well "
         "have been.",
         f"Outputs were compared with those of the float model on this machine, on {samples}.",

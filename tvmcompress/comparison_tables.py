@@ -35,6 +35,11 @@ class Table:
     words: frozenset[str] = frozenset({"place", "variant"})
 
 
+def time_text(ms: float | None) -> str:
+    """`23.4 ms`, `51.2 µs`."""
+    return ms_text(ms) if ms is None or ms >= 0.0995 else f"{ms * 1e3:.3g} µs"
+
+
 def number(value: float | None, text: str, note: str = "") -> Cell:
     return Cell(NONE if value is None else text, value, note)
 
@@ -69,7 +74,7 @@ def figures(row: Mapping[str, Any], ratio: Mapping[str, Any] | None) -> dict[str
     snr = None if not overall else float("inf") if overall["exact"] else overall["snr_db"]
     return {
         "latency": latency_cell(row),
-        "p90": number(latency.get("p90"), ms_text(latency.get("p90"))),
+        "p90": number(latency.get("p90"), time_text(latency.get("p90"))),
         "spread": number(latency.get("spread"), f"{latency.get('spread', 0):+.0%}", "p90 against the median"),
         "faster": faster_cell(ratio),
         "package": Cell(bytes_text(size), size),
@@ -90,8 +95,8 @@ def latency_cell(row: Mapping[str, Any]) -> Cell:
     if not found:
         return Cell(NONE)
     half = (found["high"] - found["low"]) / 2
-    note = f"95% interval {ms_text(found['low'])} to {ms_text(found['high'])}, {found['runs']} runs"
-    return Cell(f"{ms_text(found['median'])} ±{half / found['median']:.1%}", found["median"], note)
+    note = f"95% interval {time_text(found['low'])} to {time_text(found['high'])}, {found['runs']} runs"
+    return Cell(f"{time_text(found['median'])} ±{half / found['median']:.1%}", found["median"], note)
 
 
 def faster_cell(ratio: Mapping[str, Any] | None) -> Cell:
@@ -125,7 +130,7 @@ def kernels(found: Comparison) -> Table:
 
 
 def kernel_cells(kernel: Mapping[str, Any], table: Mapping[str, Any], differs: list[str]) -> list[Cell]:
-    time = Cell(EMULATED) if table["emulated"] else number(kernel["ms"], ms_text(kernel["ms"]))
+    time = Cell(EMULATED) if table["emulated"] else number(kernel["ms"], time_text(kernel["ms"]))
     inner = kernel["mix"]["inner"]
     mix = ", ".join(f"{inner[group]} {group}" for group in GROUPS if inner[group])
     return [
@@ -251,8 +256,9 @@ def boards(found: Comparison) -> Table:
             kind: p for table in found.kernels if table["place"] == place["name"] for kind, p in table["peaks"].items()
         }
         told_peaks = ", ".join(f"{kind} {2 * p['gmacs']:.0f} ({p['instruction']})" for kind, p in sorted(peaks.items()))
-        rows.append([Cell(place["name"]), Cell(place["target"]), Cell(machine.get("model") or NONE),
-                     number(machine.get("cores"), str(machine.get("cores"))), Cell(told_peaks or NONE), Cell(state)])  # fmt: skip
+        cores = number(machine.get("cores"), str(machine.get("cores")))
+        named = [Cell(place["name"]), Cell(place["target"]), Cell(machine.get("model") or NONE), cores]
+        rows.append([*named, Cell(told_peaks or NONE), Cell(state)])
     columns = ("place", "target", "processor", "cores", "peak, GFLOP/s", "state")
     return Table("Places", "", columns, rows, frozenset(columns) - {"cores"})
 

@@ -62,10 +62,10 @@ def compile(
 
     log: where `tune` wrote what it measured; kernels that were tuned for this very target are made as was best there,
     and without one as the records that ship with the project say. decisions: instead, tables by kernel, as
-    `manifest["kernels"]` of another package has them (see kernels.choices). progress: called with (steps done, steps in all, what
-    is being done). between: called with (step, module) after each step of the lowering, for every build. Raises
-    MissingDependencyError when the target's linker is not installed, TargetError for an unknown target, ModelError
-    for a model that TVM cannot compile.
+    `manifest["kernels"]` of another package has them (see kernels.choices). progress: called with (steps done, steps
+    in all, what is being done). between: called with (step, module) after each step of the lowering, for every build.
+    Raises MissingDependencyError when the target's linker is not installed, TargetError for an unknown target,
+    ModelError for a model that TVM cannot compile.
     """
     target = target if isinstance(target, Target) else Target.load(target)
     tell = progress or (lambda _done, _total, _text: None)

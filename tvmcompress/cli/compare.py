@@ -63,6 +63,7 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str | N
 )
 @click.option("--matrix/--no-matrix", default=True, show_default=True, help="Run each place's decisions on the others.")
 @options.threads_option
+@options.route_options
 @click.option(
     "-o", "--output", "--html", "html", type=options.PATH, help="Write a page with charts; it needs no other file."
 )
@@ -93,6 +94,8 @@ def command(
     budget: float,
     matrix: bool,
     threads: int | None,
+    ssh: str,
+    tls: str,
     html: Path | None,
     markdown: Path | None,
     json_path: str | None,
@@ -108,6 +111,7 @@ def command(
     from tvmcompress.comparison import Comparison
     from tvmcompress.errors import TvmcompressError
     from tvmcompress.samples import load_array
+    from tvmcompress.tunnels import Route
 
     for output in (html, markdown, Path(json_path) if json_path not in (None, "-") else None):
         if output is not None:
@@ -127,6 +131,7 @@ def command(
             limit=limit,
             log=options.compiling_log(log),
             threads=threads,
+            route=Route(ssh, tls),
             budget_s=budget,
             matrix=matrix,
             fail_if_slower=limit_slower,

@@ -30,6 +30,7 @@ from tvmcompress.model import Model
 from tvmcompress.package import Package
 from tvmcompress.passes import simplified
 from tvmcompress.samples import Samples
+from tvmcompress.tunnels import Route
 
 FLOAT = "float"  # the variant without a recipe
 BUDGET_S = 3.0
@@ -50,24 +51,26 @@ def compare(
     matrix: bool = True,
     fail_if_slower: float | None = None,
     baseline: Comparison | str | os.PathLike | None = None,
+    route: Route | None = None,
     progress: Progress | None = None,
     compile: Callable[..., Package],
     compress: Callable[..., Model],
 ) -> Comparison:
     """Compare `model` as each of `recipes` at each of the places `on`.
 
-    on: `native`, a target that runs on this machine, or TARGET@HOST:PORT. recipes: names or files; "float" is the model as
-    it is. samples: inputs on which outputs are compared with those of the float model on this machine, and with `labels`,
-    class numbers; example inputs unless given. calibration: samples for recipes that calibrate; `samples` unless given.
-    limit: samples at most. log: as `compile` takes it. budget_s: seconds of timing for each package at each place.
+    on: `native`, a target that runs on this machine, or TARGET@HOST:PORT. recipes: names or files; "float" is the model
+    as it is. samples: inputs on which outputs are compared with those of the float model on this machine, and with
+    `labels`, class numbers; example inputs unless given. calibration: samples for recipes that calibrate; `samples`
+    unless given. limit: samples at most. log: as `compile` takes it. budget_s: seconds of timing for each package at
+    each place.
     matrix: also run each place's decisions on every other. fail_if_slower: a share; `gate` of the result then says what
-    is slower than in `baseline`, or than the first variant at its place.
+    is slower than in `baseline`, or than the first variant at its place. route: to boards, through SSH or TLS.
 
     A board that cannot be reached is said so in the result. Raises UsageError for what cannot be, before any work;
     SampleError, RecipeError, TargetError, ModelError as `compress` and `compile` do.
     """
     tell = progress or (lambda _done, _total, _text: None)
-    where, names = places(on), variants(recipes)
+    where, names = places(on, route), variants(recipes)
     if fail_if_slower is not None and not 0 <= fail_if_slower < 100:
         raise UsageError(f"fail_if_slower = {fail_if_slower}: wanted a share, such as 5%")
     if baseline is not None and not isinstance(baseline, Comparison):

@@ -1,7 +1,7 @@
 """A's decisions on B: what is lost where a board runs code whose decisions were made for another.
 
-Decisions are those that A's own package was made with, tuned or by the analytic model. A kernel is the same on both where
-it computes the same; a decision that B's instruction set does not offer is left to B's own model.
+Decisions are those that A's own package was made with, tuned or by the analytic model. A kernel is the same on both
+where it computes the same; a decision that B's instruction set does not offer is left to B's own model.
 """
 
 from __future__ import annotations

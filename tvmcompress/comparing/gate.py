@@ -1,8 +1,8 @@
 """The gate against regressions: what is slower than it was, by more than a share, and not by chance.
 
-Slower is what the whole interval of the ratio says: its lower end lies above 1 + the share. Where nothing can be said (an
-emulated board, another processor than then, too few rounds) the row says why, and a gate that could look at nothing
-does not pass.
+Slower is what the whole interval of the ratio says: its lower end lies above 1 + the share. Where nothing can be said
+(an emulated board, another processor than then, too few rounds) the row says why, and a gate that could look at
+nothing does not pass.
 """
 
 from __future__ import annotations

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from tvmcompress import cpu
 from tvmcompress.device import Device
 from tvmcompress.errors import UsageError
 from tvmcompress.target import Target
+from tvmcompress.tunnels import Route
 
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})")
 LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|\[?::1\]?")
@@ -19,11 +20,12 @@ LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|\[?::1\]?")
 
 @dataclass(frozen=True)
 class Place:
-    """A target, and where its code runs: `address` is `local` or what `Device.open` takes. `name`: as it was given."""
+    """A target, and where its code runs: `address` is `local` or HOST:PORT, reached by `route`. `name`: as given."""
 
     name: str
     target: Target
     address: str = "local"
+    route: Route = field(default_factory=Route)
 
     @property
     def is_local(self) -> bool:
@@ -31,14 +33,16 @@ class Place:
 
     @property
     def host(self) -> str:
-        """The machine that it shares with others of the same host: what runs there at once would disturb each other."""
+        """The machine, empty for this one: what runs on one at once would disturb each other."""
         if self.is_local:
             return ""
-        host = self.address.rpartition("@")[2].removeprefix("rpc://").rpartition(":")[0]
+        host = self.address.rpartition(":")[0]
+        if self.route.ssh:
+            return f"{host} behind {self.route.ssh}"
         return "" if LOOPBACK.fullmatch(host) else host
 
 
-def place(text: str) -> Place:
+def place(text: str, route: Route | None = None) -> Place:
     """`native`, `local` or a target that runs here; or TARGET@HOST:PORT. Raises UsageError, TargetError."""
     name = text.strip()
     target, at, address = name.rpartition("@")
@@ -46,7 +50,7 @@ def place(text: str) -> Place:
         found = ADDRESS.fullmatch(address)
         if not target or not found or not 0 < int(found[2]) < 65536:
             raise UsageError(f"--on {name[:80]}: wanted TARGET@HOST:PORT, such as rpi4@192.168.1.20:9090")
-        return Place(name, Target.load(target), name)
+        return Place(name, Target.load(target), address, route or Route())
     if name.startswith("rpc://") or (ADDRESS.fullmatch(name) and "-" not in name.partition(":")[0]):
         raise UsageError(f"--on {name[:80]}: which target is it? say TARGET@{name.removeprefix('rpc://')}")
     found_target = Target.load("native" if name == "local" else name)
@@ -56,11 +60,11 @@ def place(text: str) -> Place:
     raise UsageError(f"--on {name[:80]}: does not run on this machine; say where: {name[:80]}@HOST:PORT")
 
 
-def places(texts: Sequence[str]) -> tuple[Place, ...]:
+def places(texts: Sequence[str], route: Route | None = None) -> tuple[Place, ...]:
     """All of them. Raises UsageError when there are none, or one comes twice."""
     if not texts:
         raise UsageError("nowhere to run: say --on native, or --on TARGET@HOST:PORT")
-    found = tuple(place(text) for text in texts)
+    found = tuple(place(text, route) for text in texts)
     for i, one in enumerate(found):
         for other in found[:i]:
             if (one.address, one.target) == (other.address, other.target) or one.name == other.name:
@@ -76,20 +80,14 @@ def groups(found: Sequence[Place]) -> dict[str, list[Place]]:
     return machines
 
 
-def device_text(one: Place) -> str:
-    """What `Device.open` takes for a place."""
-    return "local" if one.is_local else f"rpc://{one.address.rpartition('@')[2]}"
-
-
 @contextmanager
 def leased(one: Place) -> Iterator[tuple[Device, dict[str, Any]]]:
     """The device of a place, held until the end, and what it says of itself."""
-    with Device.open(device_text(one)) as device:
-        described = device.describe()
-        yield device, {**described, "emulated": emulated(one, described)}
+    with Device.open(device_text(one), route=one.route) as device:
+        yield device, device.describe()
 
 
-def emulated(one: Place, described: Mapping[str, Any]) -> bool:
-    """Whether times mean nothing there. A board at this very machine's address with another processor can be no other."""
-    foreign = described["cpu"]["architecture"] != cpu.architecture()
-    return bool(described.get("emulated", not one.is_local and one.host == "" and foreign))
+def device_text(one: Place) -> str:
+    """What `Device.open` takes: with the target's name, that of a board at a tracker, where it can be one."""
+    target = one.name.rpartition("@")[0]
+    return f"{target}@{one.address}" if re.fullmatch(r"[\w.-]+", target) else one.address

@@ -97,7 +97,7 @@ class Visit:
         except TvmcompressError as error:
             self.error = str(error).splitlines()[0]
 
-    # Outputs -----------------------------------------------------------------------------------------------------------
+    # Outputs ----------------------------------------------------------------------------------------------------------
 
     def _check(self, device: Device, task: Task) -> None:
         for entry in self.entries:
@@ -132,7 +132,7 @@ class Visit:
         quality.add(outputs(self.build(entry), program, next(iter(task.samples))), own.first)
         entry.quality = quality.summary()
 
-    # Times -------------------------------------------------------------------------------------------------------------
+    # Times ------------------------------------------------------------------------------------------------------------
 
     def _time(self, device: Device, task: Task) -> None:
         """All of them in turns, in several sittings; the first sample is what they run on."""
@@ -190,7 +190,7 @@ class Visit:
                 found = board_profile.profile(entry.kernels[build.target], work, device, count, PROFILE_S)
                 entry.profile = of_board(build, count, found, entry.latency, self.described["cpu"]["model"])
 
-    # Entries -----------------------------------------------------------------------------------------------------------
+    # Entries ----------------------------------------------------------------------------------------------------------
 
     def running(self) -> list[Entry]:
         return [entry for entry in self.entries if not entry.error]

@@ -1,7 +1,7 @@
 """How sure a median or a ratio of medians is: the bootstrap over rounds.
 
-Runs that follow each other are alike (the clock, the neighbours), so it is rounds that are drawn again, each standing for
-its median; and where there were several sittings, each a fresh process, sittings are drawn first and rounds within
+Runs that follow each other are alike (the clock, the neighbours), so it is rounds that are drawn again, each standing
+for its median; and where there were several sittings, each a fresh process, sittings are drawn first and rounds within
 them. The interval is that of the percentiles (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13).
 """
 

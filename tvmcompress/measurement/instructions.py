@@ -1,7 +1,7 @@
 """What instructions a kernel is made of: mnemonics of its assembly, counted by what they do.
 
-Counted as they stand, once each, and apart from that within innermost loops, where the time goes. It is a count of code,
-not of what was executed.
+Counted as they stand, once each; and those of innermost loops, where the time goes, once more by themselves. It is a
+count of code, not of what was executed.
 """
 
 from __future__ import annotations
