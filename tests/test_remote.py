@@ -16,9 +16,9 @@ def test_views_of_a_buffer_stay_views(tmp_path):
     package = tc.compile(tc.load(tmp_path / "model.onnx"), "native")
     x = np.random.default_rng(0).normal(size=(3, *SHAPE)).astype(np.float32)
     here = tc.deploy(package)
-    with served([sys.executable, "-m", "tvmcompress.serving", "--port", "19290"]) as address:
-        with Device.open(address) as device:
-            there = tc.deploy(package, device)
-            for image in x:
-                np.testing.assert_array_equal(there({"x": image})["y"], here({"x": image})["y"])
-            assert len(there._program.times([x[0]], 5)) == 5
+    command = [sys.executable, "-m", "tvmcompress.serving", "--port", "19290"]
+    with served(command) as address, Device.open(address) as device:
+        there = tc.deploy(package, device)
+        for image in x:
+            np.testing.assert_array_equal(there({"x": image})["y"], here({"x": image})["y"])
+        assert len(there._program.times([x[0]], 5)) == 5

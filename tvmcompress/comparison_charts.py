@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -13,6 +13,7 @@ from tvmcompress.report import bytes_text
 
 WIDTH, LABEL, ROW = 960, 230, 26
 LETTER = 6.8  # of text, in the charts' own units
+Bar = tuple[str, list[tuple[float, int, str]]]  # what it is of, and its pieces: (share, colour, what it is)
 SHAPES = ("circle", "square", "diamond", "triangle")
 KINDS = ("convolution", "Winograd convolution", "depthwise", "matrix product", "recurrent", "other", "outside kernels")
 STEPS = ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8), tuple(i / 10 for i in range(10, 100)))  # of an axis
@@ -32,14 +33,15 @@ def text(x: float, y: float, label: str, kind: str = "", anchor: str = "start", 
 
 def svg(title: str, height: float, parts: Iterable[str], width: float = WIDTH) -> str:
     return (
-        f'<svg viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{escape(title)}">'
-        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+        f'<div class="chart"><svg viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{escape(title)}">'
+        f"<title>{escape(title)}</title>{''.join(parts)}</svg></div>"
     )
 
 
-def legend(names: Sequence[str], prefix: str) -> str:
-    """What colours stand for, as text of the page."""
-    spots = (f'<span><i class="{prefix}{i % 8}"></i>{escape(name)}</span>' for i, name in enumerate(names))
+def legend(names: Sequence[str], prefix: str, used: Collection[int] | None = None) -> str:
+    """What colours stand for, as text of the page; of all `names` those that are `used`."""
+    told = [(i, name) for i, name in enumerate(names) if used is None or i in used]
+    spots = (f'<span><i class="{prefix}{i % 8}"></i>{escape(name)}</span>' for i, name in told)
     return f'<p class="legend">{"".join(spots)}</p>'
 
 
@@ -178,7 +180,7 @@ def shares(found: Comparison) -> str:
         outside = (table["overhead_ms"] or 0) / whole
         pieces.append((outside, len(KINDS) - 1, f"outside kernels: {outside:.1%}"))
         bars.append((f"{table['variant']} on {table['place']}", pieces))
-    return legend(KINDS, "k") + stacked("Share of each kernel in the time", bars, "k") if bars else ""
+    return legend(KINDS, "k", used(bars)) + stacked("Share of each kernel in the time", bars, "k") if bars else ""
 
 
 def instructions(found: Comparison) -> str:
@@ -192,10 +194,15 @@ def instructions(found: Comparison) -> str:
                 (counts[g] / whole, i, f"{g}: {counts[g]:,} ({counts[g] / whole:.0%})") for i, g in enumerate(GROUPS)
             ]
             bars.append((f"{table['variant']} on {table['place']}", pieces))
-    return legend(GROUPS, "g") + stacked("Instructions of innermost loops, by what they do", bars, "g") if bars else ""
+    title = "Instructions of innermost loops, by what they do"
+    return legend(GROUPS, "g", used(bars)) + stacked(title, bars, "g") if bars else ""
 
 
-def stacked(title: str, bars: Sequence[tuple[str, list[tuple[float, int, str]]]], prefix: str) -> str:
+def used(bars: Sequence[Bar]) -> set[int]:
+    return {colour for _, pieces in bars for share, colour, _ in pieces if share > 0}
+
+
+def stacked(title: str, bars: Sequence[Bar], prefix: str) -> str:
     """Bars of the same length, cut into (share, colour, what it is)."""
     room, parts = WIDTH - LABEL, list[str]()
     for i, (label, pieces) in enumerate(bars):

@@ -74,16 +74,16 @@ def figures(row: Mapping[str, Any], ratio: Mapping[str, Any] | None) -> dict[str
     snr = None if not overall else float("inf") if overall["exact"] else overall["snr_db"]
     return {
         "latency": latency_cell(row),
-        "p90": number(latency.get("p90"), time_text(latency.get("p90"))),
-        "spread": number(latency.get("spread"), f"{latency.get('spread', 0):+.0%}", "p90 against the median"),
         "faster": faster_cell(ratio),
         "package": Cell(bytes_text(size), size),
-        "memory": number(holds, bytes_text(holds), "weights and what is between layers, as planned"),
-        "process": number(memory.get("peak"), bytes_text(memory.get("peak")), "largest memory of the process"),
-        "accuracy": number(accuracy and accuracy["package"], percent_text(accuracy and accuracy["package"])),
-        "same class": number(agreement, percent_text(agreement), "top-1 agreement with the float model"),
         "SNR": number(snr, snr_text(overall), "of outputs against the float model"),
+        "same class": number(agreement, percent_text(agreement), "top-1 agreement with the float model"),
+        "accuracy": number(accuracy and accuracy["package"], percent_text(accuracy and accuracy["package"])),
+        "memory": number(holds, bytes_text(holds), "weights and what is between layers, as planned"),
+        "p90": number(latency.get("p90"), time_text(latency.get("p90"))),
+        "spread": number(latency.get("spread"), f"{latency.get('spread', 0):+.0%}", "p90 against the median"),
         "largest error": number(overall and overall["max_error"], number_text(overall and overall["max_error"], "", 3)),
+        "process": number(memory.get("peak"), bytes_text(memory.get("peak")), "largest memory of the process"),
         "energy": number(joules, number_text(joules, " J", 3), "of the whole machine, for one inference"),
     }
 

@@ -1,8 +1,8 @@
 """Programs that keep their weights and buffers on the board.
 
-A tensor that a client names as an argument arrives as an address, and TVM's virtual machine copies what it lies at. So a
-client cannot hand over what `prepare` returned: buffers that share memory, as planned, would come apart, and what is
-read under another shape would never be written.
+A tensor that a client names as an argument arrives as an address, and TVM's virtual machine copies what lies there.
+So a client cannot hand over what `prepare` returned: buffers that share memory would come apart, and what is read under
+another shape would never have been written.
 """
 
 from __future__ import annotations
