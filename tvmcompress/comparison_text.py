@@ -59,8 +59,8 @@ def markdown(found: Comparison) -> str:
         lines += [f"| {' | '.join(map(plain, table.columns))} |"]
         lines += [f"| {' | '.join('---' if name in table.words else '---:' for name in table.columns)} |"]
         lines += [f"| {' | '.join(plain(cell.text) for cell in row)} |" for row in table.rows]
-        lines += ["", *([table.note, ""] if table.note else [])]
-    lines += [f"- {doubt}" for doubt in tables.doubts(found)]
+        lines += ["", *([plain(table.note), ""] if table.note else [])]
+    lines += [f"- {plain(doubt)}" for doubt in tables.doubts(found)]
     return "\n".join(lines).rstrip() + "\n"
 
 

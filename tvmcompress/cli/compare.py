@@ -24,8 +24,8 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str | N
 
 @click.command(
     epilog="Examples:\n\n\b\n"
-    "  tvmcompress compare model.onnx --on native --on x86-64-v3 -o compare.html\n"
-    "  tvmcompress compare model.onnx --recipe float --recipe int8 --samples test.npz --json compare.json",
+    "  tvmcompress compare model.onnx --on native --json compare.json --markdown compare.md\n"
+    "  tvmcompress compare model.onnx --recipe float --recipe int8 --samples test.npz -o compare.html",
 )
 @options.model_options
 @click.option(
@@ -34,7 +34,7 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str | N
     multiple=True,
     metavar="PLACE",
     default=("native",),
-    show_default="native",
+    show_default=True,
     help="Where: native, a target that runs here, or TARGET@HOST:PORT; may be repeated.",
 )
 @click.option(
@@ -43,7 +43,7 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str | N
     multiple=True,
     metavar="RECIPE",
     default=("float",),
-    show_default="float",
+    show_default=True,
     help="A variant: a recipe's name or file, or float for the model as it is; may be repeated.",
 )
 @click.option(

@@ -72,7 +72,7 @@ def mix(assembly: str, arch: str, kernels: Iterable[str]) -> dict[str, Counts]:
             continue
         counts, last = found[own[block.function]], block.lines[-1]
         groups = [group_of(mnemonic, operands, rules) for mnemonic, operands in block.lines]
-        turns = groups[-1] == BRANCH and block.label in re.split(r"[\s,#]+", last[1])
+        turns = bool(block.label) and groups[-1] == BRANCH and block.label in re.split(r"[\s,#]+", last[1])
         for group in groups:
             counts["all"][group] += 1
             counts["inner"][group] += turns
