@@ -1,59 +1,22 @@
-"""Comparison: intervals, the gate, the matrix, and what is shown of them."""
+"""Comparison: places, the gate, the matrix, who is visited when, and what is shown of it all."""
 
 from __future__ import annotations
 
 import json
 import re
+import time
 from dataclasses import replace
 from itertools import pairwise
 
-import numpy as np
 import pytest
 from rich.console import Console
 
 from tests.comparisons import KERNEL, PLACES, comparison, latency, rounds
-from tvmcompress.comparing import crossing, gate
+from tvmcompress.comparing import crossing, gate, visit_all
 from tvmcompress.comparing.places import groups, place, places
+from tvmcompress.comparing.visit import Task, Visit
 from tvmcompress.comparison import Comparison
 from tvmcompress.errors import InputError, TargetError, UsageError
-from tvmcompress.measurement import bootstrap, instructions
-
-# Intervals ------------------------------------------------------------------------------------------------------------
-
-
-def test_equal_rounds_leave_no_doubt():
-    assert bootstrap.median([[2.0] * 10]) == bootstrap.Interval(2, 2, 2)
-    assert bootstrap.ratio([[3.0] * 10], [[2.0] * 10], together=False) == bootstrap.Interval(1.5, 1.5, 1.5)
-
-
-def test_the_interval_is_as_wide_as_theory_says():
-    """The standard error of a median of n normal values is sigma · sqrt(pi / 2n): here 0.0125, so ±0.0246."""
-    values = np.random.default_rng(0).normal(1, 0.1, 100).tolist()
-    found = bootstrap.median([values])
-    assert 0.5 * 0.049 < found.high - found.low < 1.6 * 0.049
-
-
-def test_the_interval_holds_the_truth_about_as_often_as_it_says():
-    random, held = np.random.default_rng(1), 0
-    for _ in range(200):
-        found = bootstrap.median([random.normal(1, 0.1, 25).tolist()])
-        held += found.low <= 1 <= found.high
-    assert 0.90 <= held / 200 <= 0.99
-
-
-def test_rounds_in_turn_cancel_what_both_suffered():
-    drift = np.linspace(1, 2, 30)
-    ours, theirs = [(1.1 * drift).tolist()], [drift.tolist()]
-    together, apart = (bootstrap.ratio(ours, theirs, t) for t in (True, False))
-    assert together.high - together.low < 1e-9 and together.value == pytest.approx(1.1)
-    assert apart.high - apart.low > 0.1
-
-
-def test_processes_that_differ_widen_the_interval():
-    even, uneven = [[1.0, 1.01] * 5] * 3, [[0.9, 0.91] * 5, [1.0, 1.01] * 5, [1.1, 1.11] * 5]
-    assert bootstrap.median(even).high - bootstrap.median(even).low <= 0.011
-    assert bootstrap.median(uneven).high - bootstrap.median(uneven).low > 0.1
-
 
 # The gate -------------------------------------------------------------------------------------------------------------
 
@@ -168,6 +131,40 @@ def test_places_that_cannot_be(texts, error, message):
         places(texts)
 
 
+# Visits ---------------------------------------------------------------------------------------------------------------
+
+
+def visited(monkeypatch, fails: str = "") -> list[tuple[str, str]]:
+    """What begins and ends, in order, when each visit takes a moment."""
+    told: list[tuple[str, str]] = []
+
+    def make(visit: Visit, task: Task) -> None:
+        told.append(("begin", visit.place.name))
+        if visit.place.name == fails:
+            raise KeyboardInterrupt
+        time.sleep(0.1)
+        told.append(("end", visit.place.name))
+
+    monkeypatch.setattr(Visit, "make", make)
+    names = ["native", "rpi4@localhost:1", "rpi4@a:1", "rpi5@a:2", "rpi5@b:1"]
+    visit_all([Visit(place(name), []) for name in names], Task([], [], None, None, 1, lambda *_: None))
+    return told
+
+
+def test_different_machines_are_visited_at_once_and_this_one_last(monkeypatch):
+    told = visited(monkeypatch)
+    assert {name for _, name in told[:2]} == {"rpi4@a:1", "rpi5@b:1"} and {what for what, _ in told[:2]} == {"begin"}
+    assert told.index(("end", "rpi4@a:1")) < told.index(("begin", "rpi5@a:2"))
+    here = ["native", "rpi4@localhost:1"]
+    assert told[-4:] == [(what, name) for name in here for what in ("begin", "end")]
+
+
+@pytest.mark.parametrize("where", ["native", "rpi5@b:1"])
+def test_an_interrupt_comes_out(monkeypatch, where):
+    with pytest.raises(KeyboardInterrupt):
+        visited(monkeypatch, fails=where)
+
+
 # The matrix -----------------------------------------------------------------------------------------------------------
 
 
@@ -229,74 +226,6 @@ def test_decisions_that_differ_are_told_one_by_one():
         "y": Made({"k": {"tile": {"pixels": 6, "lanes": 4}, "unroll": 1}}),
     }
     assert crossing.differing(packages) == [{"kernel": "k", "decision": "tile.lanes", "values": {"x": 16, "y": 4}}]
-
-
-# Instructions ---------------------------------------------------------------------------------------------------------
-
-ASSEMBLY = """
-	.type	__tvm_ffi_net,@function
-__tvm_ffi_net:
-	movq	%rdi, %rax
-	retq
-	.type	net_compute_,@function
-net_compute_:
-	leaq	__tvm_parallel_lambda.3(%rip), %rsi
-	callq	*%rax
-	retq
-	.type	__tvm_parallel_lambda.3,@function
-__tvm_parallel_lambda.3:
-	vxorps	%xmm0, %xmm0, %xmm0
-.LBB2_1:
-	vmovups	(%rdi), %zmm1
-.Ltmp7:
-	vfmadd231ps	64(%rdi){1to16}, %zmm1, %zmm0
-	vpdpbusd	%zmm1, %zmm2, %zmm3
-	addq	$64, %rdi
-	jne	.LBB2_1
-	vmovups	%zmm0, (%rsi)
-	retq
-"""
-
-
-def test_instructions_are_counted_by_what_they_do():
-    found = instructions.mix(ASSEMBLY, "x86_64", ["net"])["net"]
-    assert found["inner"] == {
-        "dot product": 1, "multiply-add": 1, "vector": 0, "memory": 1, "branch": 1, "scalar": 1
-    }  # fmt: skip
-    assert found["all"] == {
-        "dot product": 1, "multiply-add": 1, "vector": 1, "memory": 2, "branch": 4, "scalar": 2
-    }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("arch", "line", "group"),
-    [
-        ("aarch64", "sdot v0.4s, v1.16b, v2.4b[0]", "dot product"),
-        ("aarch64", "smmla v0.4s, v1.16b, v2.16b", "dot product"),
-        ("aarch64", "fmla v8.4s, v13.4s, v12.s[0]", "multiply-add"),
-        ("aarch64", "smlal2 v0.4s, v1.8h, v2.h[1]", "multiply-add"),
-        ("aarch64", "movi v8.2d, #0000000000000000", "vector"),
-        ("aarch64", "ldp q13, q14, [x0, #-32]", "memory"),
-        ("aarch64", "b.ne .LBB7_8", "branch"),
-        ("aarch64", "cbz x0, .LBB7_8", "branch"),
-        ("aarch64", "bic x0, x1, x2", "scalar"),
-        ("aarch64", "subs x1, x1, #1", "scalar"),
-        ("armv7l", "vmla.f32 q0, q1, d2[0]", "multiply-add"),
-        ("armv7l", "vadd.f32 q0, q1, q2", "vector"),
-        ("armv7l", "vld1.32 {d0, d1}, [r0]!", "memory"),
-        ("riscv64", "vfmacc.vf v8, fa0, v12", "multiply-add"),
-        ("riscv64", "vle32.v v8, (a0)", "memory"),
-        ("riscv64", "vwmacc.vx v8, a0, v12", "multiply-add"),
-        ("riscv64", "bne a0, a1, .LBB0_1", "branch"),
-        ("riscv64", "addi a0, a0, 4", "scalar"),
-        ("x86_64", "vpmaddwd %zmm0, %zmm1, %zmm2", "dot product"),
-        ("x86_64", "vpaddd %zmm0, %zmm1, %zmm2", "vector"),
-        ("x86_64", "movl $16, %ecx", "scalar"),
-    ],
-)
-def test_groups(arch: str, line: str, group: str):
-    mnemonic, _, operands = line.partition(" ")
-    assert instructions.group_of(mnemonic, operands, instructions.compiled(arch)) == group
 
 
 # What is shown --------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from tvmcompress.tunnels import Route
 
 FLOAT = "float"  # the variant without a recipe
 BUDGET_S = 3.0
+LEAVE_S = 3.0  # for a visit to end when it is told to
 
 
 def compare(
@@ -79,7 +80,7 @@ def compare(
         gate.check(baseline, vars(model.source), len(names), [place.host for place in where])
     before = os.getloadavg()[0]
     data = Given(model, samples, limit)
-    models = {name: compressed(model, name, calibration, samples, compress, tell) for name in names}
+    models = {name: compressed(model, name, calibration, data.source, compress, tell) for name in names}
     visits, crossed = compiled(models, where, log, matrix, compile, tell)
     wanted = data.wanted(model, tell)
     task = Task(data, wanted, data.labels(labels), threads, budget_s, locked(tell))
@@ -104,6 +105,7 @@ class Given:
         self.own = samples is None
         if hasattr(samples, "__next__"):
             samples = list(samples)  # every place reads them again
+        self.source = samples
         self.samples = Samples(golden.example_inputs(model.inputs) if self.own else samples, model.inputs, limit)
 
     def __iter__(self) -> Any:
@@ -193,6 +195,8 @@ def visit_all(visits: Sequence[Visit], task: Task) -> None:
             tour("")
     except BaseException:
         task.stop.set()
+        for thread in tours:
+            thread.join(LEAVE_S)
         raise
     if failures:
         raise failures[0]

@@ -109,12 +109,16 @@ class Visit:
             except PackageError as error:
                 entry.error = str(error)
         for entry in self.running():
-            program = open_program(self.build(entry), device, task.threads)
+            # Only one program is open at a time: on this machine none is left when times are taken.
+            try:
+                program = open_program(self.build(entry), device, task.threads)
+            except PackageError as error:
+                entry.error = str(error)
+                continue
             if entry.made_for:
                 self._check_crossed(entry, program, task)
             else:
                 self._check_own(entry, program, task)
-            # Only one program is open at a time: on this machine none is left when times are taken.
 
     def _check_own(self, entry: Entry, program: Program | RemoteProgram, task: Task) -> None:
         quality, total = Quality(task.labels), len(task.wanted)
@@ -128,6 +132,9 @@ class Visit:
     def _check_crossed(self, entry: Entry, program: Program | RemoteProgram, task: Task) -> None:
         """Other decisions give the same numbers: those of the same variant, made with its own."""
         own = next(e for e in self.entries if e.variant == entry.variant and not e.made_for)
+        if own.error:
+            entry.error = own.error
+            return
         quality = Quality()
         quality.add(outputs(self.build(entry), program, next(iter(task.samples))), own.first)
         entry.quality = quality.summary()

@@ -7,6 +7,7 @@ all kernels together may be less than a run takes. The peak is read in between, 
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from tvmcompress.target import Target
 TURN_MS = 3  # of one reading, at least
 TRIES = 8  # of a reading of the peak, which is the best of them: others may have been interrupted
 LEAST = 3  # rounds
+BUILDING = threading.Lock()  # several boards may be profiled at once, but TVM compiles for one at a time
 
 # Every thread has a row of memory of its own, a cache line apart from its neighbours at least.
 ENTRY = """
@@ -91,10 +93,12 @@ def _profile(
     kernels: Kernels, work: Mapping[str, Mapping], device: Device, count: int, seconds: float, folder: Path
 ) -> dict:
     place = device.tvm_device()
-    module = device.load_module(device.upload(kernels.library(folder)))
-    threads.use(module, count)
     kinds = sorted({"float32"} | {row["arithmetic"] for row in work.values()})
-    peaks = {kind: Peak(kind, kernels.target, device, count, folder) for kind in kinds}
+    with BUILDING:
+        library = kernels.library(folder)
+        peaks = {kind: Peak(kind, kernels.target, device, count, folder) for kind in kinds}
+    module = device.load_module(device.upload(library))
+    threads.use(module, count)
     spent: dict[str, list[float]] = {call.name: [] for call in kernels.calls}
     gmacs: list[dict[str, float]] = []
     start = time.monotonic()
