@@ -1,8 +1,14 @@
 """Instructions in assembly, counted by what they do."""
 
+import numpy as np
 import pytest
+from tvm import relax
 
-from tvmcompress.measurement import instructions
+from tvmcompress.ir import graph
+from tvmcompress.isa import isa_of
+from tvmcompress.lower.pipeline import lower
+from tvmcompress.measurement import apart, instructions
+from tvmcompress.target import Target
 
 ASSEMBLY = """
 	.type	__tvm_ffi_net,@function
@@ -11,11 +17,11 @@ __tvm_ffi_net:
 	retq
 	.type	net_compute_,@function
 net_compute_:
-	leaq	__tvm_parallel_lambda.3(%rip), %rsi
+	leaq	.L__tvm_parallel_lambda.3(%rip), %rsi
 	callq	*%rax
 	retq
-	.type	__tvm_parallel_lambda.3,@function
-__tvm_parallel_lambda.3:
+	.type	.L__tvm_parallel_lambda.3,@function
+.L__tvm_parallel_lambda.3:
 	vxorps	%xmm0, %xmm0, %xmm0
 .LBB2_1:
 	vmovups	(%rdi), %zmm1
@@ -68,3 +74,18 @@ def test_instructions_are_counted_by_what_they_do():
 def test_groups(arch: str, line: str, group: str):
     mnemonic, _, operands = line.partition(" ")
     assert instructions.group_of(mnemonic, operands, instructions.compiled(arch)) == group
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "cortex-a72"])
+def test_what_threads_share_out_counts_too(target: str):
+    """The work of a large kernel is in the bodies of its parallel loops."""
+    x = np.zeros((64, 64, 3, 3), np.float32)
+
+    def body(rewriter, data):
+        return [rewriter.emit(relax.op.nn.conv2d(data, graph.const(x), padding=1))]
+
+    module = graph.program([("x", (1, 64, 56, 56), "float32")], body)
+    machine, watch = Target.load(target).to_tvm(), apart.Watch()
+    lower(module, machine, isa_of(machine), watch)
+    mix = apart.Kernels(watch.modules[0], Target.load(target)).mix()
+    assert sum(counts["inner"]["multiply-add"] for counts in mix.values()) >= 8

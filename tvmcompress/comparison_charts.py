@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from tvmcompress.comparison import Comparison
-from tvmcompress.comparison_tables import GROUPS, time_text
+from tvmcompress.comparison_tables import GROUPS, latency_text, time_text
 from tvmcompress.report import bytes_text
 
 WIDTH, LABEL, ROW = 960, 230, 26
@@ -69,7 +69,7 @@ def latency(found: Comparison) -> str:
 
 
 def bar(row: Mapping[str, Any], colour: int, y: float, top: float) -> str:
-    room = WIDTH - LABEL - 170
+    room = WIDTH - LABEL - 220
     label = text(14, y + 17, row["variant"], most=30)
     found = row["latency"]
     if not found:
@@ -79,10 +79,9 @@ def bar(row: Mapping[str, Any], colour: int, y: float, top: float) -> str:
         return label + box + text(LABEL + 12, y + 17, why, "dim", most=90)
     x: Callable[[float], float] = lambda ms: LABEL + ms / top * room  # noqa: E731
     end, low, high, mid = x(found["median"]), x(found["low"]), x(found["high"]), y + ROW / 2
-    half = (found["high"] - found["low"]) / 2 / found["median"]
     title = f"{row['variant']} on {row['place']}: {time_text(found['median'])}, 95% interval {time_text(found['low'])} "
     title += f"to {time_text(found['high'])}, {found['runs']} runs"
-    said = f"{time_text(found['median'])} ±{half:.1%}"
+    said = latency_text(found)
     return (
         f"<g><title>{escape(title)}</title>{label}"
         f'<rect class="v{colour % 8}" x="{LABEL}" y="{y + 4:.1f}" width="{max(end - LABEL, 1):.1f}" '

@@ -40,7 +40,7 @@ RULES = {"x86_64": X86, "aarch64": ARM, "armv7l": ARM, "riscv64": RISCV}
 
 LABEL = re.compile(r"^([\w.$]+):")
 INSIDE = re.compile(r"^[ \t]+([a-z][\w.]*)(?:[ \t]+(.*))?$")
-LAMBDA = re.compile(r"__tvm_parallel_lambda[\w.]*")  # the body of a parallel loop, a function of its own
+LAMBDA = re.compile(r"(?:\.L)?__tvm_parallel_lambda[\w.]*")  # the body of a parallel loop, a function of its own
 
 Rules = list[tuple[str, re.Pattern]]
 Counts = dict[str, dict[str, int]]  # "all" and "inner": by group
