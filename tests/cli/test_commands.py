@@ -130,7 +130,7 @@ WRONG = [
     ("log import none.jsonl", 2, "no file 'none.jsonl'"),
     ("log merge none.db", 2, "no tuning log 'none.db'"),
     ("log prune", 2, "say what to remove"),
-    ("compare model.onnx --on rpi9", 2, "no target 'rpi9'; did you mean 'rpi4'"),
+    ("compare model.onnx --on rpi9", 2, "no target 'rpi9'; did you mean"),
     ("compare model.onnx --on rpi4", 2, "does not run on this machine; say where: rpi4@HOST:PORT"),
     ("compare model.onnx --on rpi4@board", 2, "wanted TARGET@HOST:PORT"),
     ("compare model.onnx --on native --on local", 2, "name each place once"),
