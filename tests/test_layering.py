@@ -15,7 +15,10 @@ PACKAGE = Path(__file__).parents[1] / "tvmcompress"
 LAYERS = [
     ("the door", {"__init__", "__main__"}),
     ("commands", {"cli"}),
-    ("verbs", {"frontend", "compression", "compilation", "deployment", "inspection", "tuning", "bundling"}),
+    (
+        "verbs",
+        {"frontend", "compression", "compilation", "deployment", "inspection", "tuning", "comparing", "bundling"},
+    ),
     ("how a deployment is measured", {"measurement"}),
     ("recipes", {"recipe"}),
     ("what the weights become", {"passes"}),
@@ -24,6 +27,10 @@ LAYERS = [
     ("instruction sets", {"isa"}),
     ("models", {"model"}),
     ("packages and what runs them", {"package", "remote", "runtime"}),
+    (
+        "a comparison, and how it is shown",
+        {"comparison", "comparison_tables", "comparison_text", "comparison_html", "comparison_charts"},
+    ),
     ("nouns", {"device", "target", "report", "linking", "trials", "tuning_log", "tuning_log_repair"}),
     ("ways to boards, and their side", {"serving", "tunnels"}),
     (
@@ -39,7 +46,14 @@ LAYERS = [
     ("ground", {"errors"}),
 ]
 # One thing in several files: these may import their neighbours.
-TOGETHER = {"the door", "packages and what runs them", "nouns", "ways to boards, and their side", "facts"}
+TOGETHER = {
+    "the door",
+    "packages and what runs them",
+    "a comparison, and how it is shown",
+    "nouns",
+    "ways to boards, and their side",
+    "facts",
+}
 
 # What the order forbids, and why it is so all the same: (importer, imported).
 EXCEPTIONS = {

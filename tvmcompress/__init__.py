@@ -6,6 +6,7 @@
     log = tc.tune(small, tc.Target.load("native"), budget_s=600)
     package = tc.compile(small, tc.Target.load("native"), log=log)
     report = tc.deploy(package).measure(images, reference=model)
+    tc.compare(model, ["native", "rpi4@192.168.1.20:9090"], ["float", "int8"], images).save_html("compare.html")
 
 Every name is imported when it is first used: a device that only runs packages needs no compiler.
 """
@@ -13,6 +14,7 @@ Every name is imported when it is first used: a device that only runs packages n
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tvmcompress import process
@@ -31,6 +33,7 @@ _WHERE = {
     "Package": "package",
     "Deployment": "deployment",
     "Report": "report",
+    "Comparison": "comparison",
     "TuningLog": "tuning_log",
     "errors": "",
 }
@@ -45,10 +48,11 @@ _COMPILER = {
     "Recipe",
 }  # what cannot do without TVM's compiler
 
-__all__ = ["Deployment", "Model", "Package", "Recipe", "Report", "Target", "TuningLog", "compile", "compress", "deploy", "errors", "inspect", "load", "tune"]  # fmt: skip  # noqa: E501
+__all__ = ["Comparison", "Deployment", "Model", "Package", "Recipe", "Report", "Target", "TuningLog", "compare", "compile", "compress", "deploy", "errors", "inspect", "load", "tune"]  # fmt: skip  # noqa: E501
 
 if TYPE_CHECKING:
     from tvmcompress import errors
+    from tvmcompress.comparison import Comparison
     from tvmcompress.compilation import compile
     from tvmcompress.compression import compress
     from tvmcompress.deployment import Deployment
@@ -93,3 +97,27 @@ def deploy(package: Any, device: Any = None, threads: int | None = None, *, buil
         return compile(model if isinstance(model, Model) else load(model), Target.load(json.dumps(target)))
 
     return deployment.deploy(package, device, threads, build=build, compile=compiled)
+
+
+def compare(
+    model: Any,
+    on: Sequence[str] = ("native",),
+    recipes: Sequence[str] = ("float",),
+    samples: Any = None,
+    **options: Any,
+) -> Comparison:
+    """One model, in several variants, on several boards. See `tvmcompress.comparing.compare` for the options.
+
+    model: a Model, or what `load` takes. on: `native`, a target that runs here, or TARGET@HOST:PORT. recipes: names or
+    files, and "float" for the model as it is.
+    """
+    process.prepare()
+    process.import_without_torch("tvm")
+    from tvmcompress import comparing
+    from tvmcompress.compilation import compile
+    from tvmcompress.compression import compress
+    from tvmcompress.frontend import load
+    from tvmcompress.model import Model
+
+    given = model if isinstance(model, Model) else load(model)
+    return comparing.compare(given, on, recipes, samples, compile=compile, compress=compress, **options)

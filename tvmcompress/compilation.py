@@ -10,7 +10,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from tvmcompress.errors import ModelError, TvmcompressError
 from tvmcompress.ir import graph
 from tvmcompress.ir.macs import macs
 from tvmcompress.isa import isa_of
-from tvmcompress.kernels.choices import decided, versions
+from tvmcompress.kernels.choices import Recorder, decided, versions
 from tvmcompress.lower import host
 from tvmcompress.lower.pipeline import Lowered, loaded, lower
 from tvmcompress.lower.weights import digest
@@ -54,16 +54,18 @@ def compile(
     target: Target | str,
     *,
     log: TuningLog | str | os.PathLike | None = None,
+    decisions: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Progress | None = None,
     between: Callable | None = None,
 ) -> Package:
     """Compile `model` for `target`.
 
     log: where `tune` wrote what it measured; kernels that were tuned for this very target are made as was best there,
-    and without one as the records that ship with the project say. progress: called with (steps done, steps in all, what
-    is being done). between: called with (step, module) after each step of the lowering, for every build. Raises
-    MissingDependencyError when the target's linker is not installed, TargetError for an unknown target, ModelError
-    for a model that TVM cannot compile.
+    and without one as the records that ship with the project say. decisions: instead, tables by kernel, as
+    `manifest["kernels"]` of another package has them (see kernels.choices). progress: called with (steps done, steps
+    in all, what is being done). between: called with (step, module) after each step of the lowering, for every build.
+    Raises MissingDependencyError when the target's linker is not installed, TargetError for an unknown target,
+    ModelError for a model that TVM cannot compile.
     """
     target = target if isinstance(target, Target) else Target.load(target)
     tell = progress or (lambda _done, _total, _text: None)
@@ -76,7 +78,8 @@ def compile(
         for i, (one, link) in enumerate(zip(target.each, links)):
             which = f" for {one.name}" if target.builds else ""
             tell(2 * i + 1, steps, f"generating kernels{which}")
-            lowered = build(module, one, between, bool(target.builds), tuned(one, log))
+            tables = tuned(one, log) if decisions is None else decisions
+            lowered = build(module, one, between, bool(target.builds), tables)
             tell(2 * i + 2, steps, f"linking{which}")
             library = Path(folder, str(i), "library.so")
             library.parent.mkdir()
@@ -147,7 +150,10 @@ def build(
     neutral: bool = False,
     tables: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Lowered:
-    """Lower for a target without further builds, TVM's errors translated; `tables`: decisions by kernel."""
+    """Lower for a target without further builds, TVM's errors translated; `tables`: decisions by kernel.
+
+    A row of `kernels` also says the decisions that its kernel was made with.
+    """
     try:
         if target.kind == "cuda":
             from tvmcompress.lower.cuda import lower_cuda
@@ -155,7 +161,9 @@ def build(
             return lower_cuda(module, target)
         tvm_target = target.to_tvm()
         isa = isa_of(tvm_target, target.l1d, target.l2)
-        return lower(module, tvm_target, isa, between, decided(tables or {}), neutral)
+        taken = Recorder(decided(tables or {}))
+        lowered = lower(module, tvm_target, isa, between, taken, neutral)
+        return replace(lowered, kernels=[{**row, "decisions": taken.decisions(row["key"])} for row in lowered.kernels])
     except TvmcompressError:
         raise
     except Exception as error:  # the border where TVM's own errors, of any class, become ours

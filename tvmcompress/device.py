@@ -140,6 +140,13 @@ class Device:
 
         return tvm.runtime.load_module(name) if self.is_local else self._open_session().load_module(name)
 
+    def function(self, name: str) -> Any:
+        """A function that the board's server offers; raises BoardError for one that it has not, an older server's."""
+        try:
+            return self._open_session().get_function(name)
+        except AttributeError as error:
+            raise BoardError(f"device {self.address}: its server is older than this client; update it") from error
+
     def tvm_device(self) -> Any:
         """TVM's handle on the processor, for tensors and the virtual machine."""
         import tvm

@@ -16,8 +16,9 @@ What `compile` hands in (`REQUIRED`):
 and what it may add:
 
     tolerance  {"relative", "absolute", "quanta"} for the golden outputs
-    kernels    [{"name", "family", "macs", "arithmetic"}] of the library's functions that multiply: the multiply-
-               accumulates of one call, and of which instructions: "float32", "float16", "bfloat16" or "int8"
+    kernels    [{"name", "family", "macs", "arithmetic", "key", "decisions"}] of the library's functions that multiply:
+               the multiply-accumulates of one call, of which instructions ("float32", "float16", "bfloat16" or "int8"),
+               what the kernel is known by, and what was decided for it (see kernels.choices)
     macs       {"total", "integer"} of the model
     memory     the bytes that a deployment holds: {"weights": as kernels read them, "arena": for what is in between}
     fallbacks  [{"program", "reason"}]: functions of the library that have no schedule of their family

@@ -9,6 +9,7 @@ import numpy as np
 
 from tvmcompress.errors import PackageError, TvmcompressError
 from tvmcompress.runtime import Program, open_package
+from tvmcompress.serving.programs import PREPARE, SET_INPUT
 from tvmcompress.threads import count as thread_count
 from tvmcompress.threads import use as use_threads
 
@@ -52,33 +53,40 @@ class RemoteProgram:
             use_threads(module, self.threads)
             self._machine = relax.VirtualMachine(module, self._place)
             self._weights = [self._send(w) for w in package.weights()]
+            self._prepared: int | None = None
             if package.manifest["entry"]["prepare"]:
-                self._weights = self._call("prepare", self._weights)
+                self._machine.set_input("prepare", *self._weights)
+                self._prepared = device.function(PREPARE)(self._machine.module)
+                self._set = device.function(SET_INPUT)
+                self._weights = []
         except FAILURES as error:
             raise self._failed(error) from error
 
     def __call__(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run once. Raises TvmcompressError when the board fails or goes away."""
         try:
-            return [result.numpy() for result in self._call("main", [*map(self._send, inputs), *self._weights])]
+            self._set_inputs(inputs)
+            self._machine.invoke_stateful("main")
+            results = self._machine.get_outputs("main")
+            return [result.numpy() for result in (results if isinstance(results, tuple) else [results])]
         except FAILURES as error:
             raise self._failed(error) from error
 
     def times(self, inputs: Sequence[np.ndarray], runs: int) -> list[float]:
         """How long each of `runs` runs takes, in ms, by the board's own clock: the network is not in it."""
         try:
-            self._machine.set_input("main", *map(self._send, inputs), *self._weights)
+            self._set_inputs(inputs)
             timer = self._machine.time_evaluator("invoke_stateful", self._place, number=1, repeat=runs)
             return [seconds * 1e3 for seconds in timer("main").results]
         except FAILURES as error:
             raise self._failed(error) from error
 
-    def _call(self, function: str, tensors: list[Any]) -> list[Any]:
-        # Through RPC a function cannot return a tuple, so its arguments are set and its results fetched.
-        self._machine.set_input(function, *tensors)
-        self._machine.invoke_stateful(function)
-        results = self._machine.get_outputs(function)
-        return list(results) if isinstance(results, tuple) else [results]
+    def _set_inputs(self, inputs: Sequence[np.ndarray]) -> None:
+        sent = [self._send(array) for array in inputs]
+        if self._prepared is None:
+            self._machine.set_input("main", *sent, *self._weights)
+        else:
+            self._set(self._machine.module, self._prepared, *sent)
 
     def _send(self, array: np.ndarray) -> Any:
         import tvm

@@ -14,7 +14,7 @@ from tvmcompress import process
 from tvmcompress.cli import errors
 
 COMMANDS = (
-    "inspect", "compress", "tune", "compile", "run", "measure", "profile", "verify",
+    "inspect", "compress", "tune", "compile", "run", "measure", "profile", "compare", "verify",
     "device", "log", "target", "recipe",
 )  # fmt: skip
 

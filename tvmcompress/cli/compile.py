@@ -8,7 +8,6 @@ import click
 
 from tvmcompress import process
 from tvmcompress.cli import models, options, screen
-from tvmcompress.errors import UsageError
 
 
 @click.command(
@@ -51,20 +50,10 @@ def command(
     with screen.progress() as progress:
         if recipe is not None:
             loaded = models.compress_model(loaded, recipe, samples, limit, cache, progress)
-        package = compile(loaded, resolved, log=_log(log), progress=progress)
+        package = compile(loaded, resolved, log=options.compiling_log(log), progress=progress)
     package.save(output)
     value = {"output": str(output), "sizes": package.sizes, **package.manifest}
     screen.result(value, lambda: _text(value), json_path)
-
-
-def _log(log: str | None) -> str | None:
-    """What `--log` names; this user's own when there is one; nothing for `none`."""
-    where = options.log_path(log)
-    if log == "none" or (log is None and "://" not in where and not Path(where).is_file()):
-        return None
-    if "://" not in where and not Path(where).is_file():
-        raise UsageError(f"no tuning log '{where}'; `tvmcompress tune` writes one")
-    return where
 
 
 def _text(value: dict) -> str:

@@ -128,6 +128,16 @@ def log_path(log: str | None) -> str:
     return log or os.environ.get("TVMCOMPRESS_LOG") or str(default_path())
 
 
+def compiling_log(log: str | None) -> str | None:
+    """What `--log` names for compiling; this user's own when there is one; nothing for `none`."""
+    where = log_path(log)
+    if log == "none" or (log is None and "://" not in where and not Path(where).is_file()):
+        return None
+    if "://" not in where and not Path(where).is_file():
+        raise UsageError(f"no tuning log '{where}'; `tvmcompress tune` writes one")
+    return where
+
+
 def opened_log(log: str | None, must_exist: bool = True) -> TuningLog:
     """The log for reading; UsageError where there is none yet."""
     from tvmcompress.tuning_log import TuningLog

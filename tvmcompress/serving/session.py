@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tvmcompress import bindings, process
+from tvmcompress.serving import programs
 
 FOLDER = "tvmcompress-session-"  # and the process that made it
 FIRST_WORD_S = 5.0
@@ -122,6 +123,7 @@ def serve(descriptor: int, folder: Path) -> None:
     def load_module(name: str) -> object:
         return ffi.load_module(path(name))
 
+    programs.offer(ffi)
     # TVM's clients speak first: one that shook hands and then says nothing is not waited for.
     if select.select([descriptor], [], [], FIRST_WORD_S)[0]:
         ffi.get_global_func("rpc.ServerLoop")(descriptor)

@@ -16,6 +16,7 @@ import tvm
 from tvm import relax
 
 from tvmcompress import conditions, threads
+from tvmcompress.serving.programs import PREPARE, SET_INPUT
 from tvmcompress.tuning import children
 from tvmcompress.tuning.children import Outcome
 from tvmcompress.tuning.tasks import Task, np_dtype
@@ -140,27 +141,32 @@ class Side:
         module = self.load(str(built.folder / "library.so"))
         threads.use(module, self.threads)
         vm = relax.VirtualMachine(module, self.device)
-
-        def call(function: str, tensors: list) -> list:
-            vm.set_input(function, *tensors)
-            vm.invoke_stateful(function)
-            results = vm.get_outputs(function)
-            return list(results) if isinstance(results, tuple) else [results]
-
         weights = [
             self.tensor(np.load(built.folder / f"{i}.npy").view(np_dtype(dtype)).reshape(shape))
             for i, (dtype, shape) in enumerate(built.weights)
         ]
-        if built.prepares:
-            weights = call("prepare", weights)
         inputs = [self.tensor(array) for array in arrays]
-        got = [result.numpy() for result in call("main", [*inputs, *weights])]
+        self.set_inputs(vm, built, inputs, weights)
+        vm.invoke_stateful("main")
+        results = vm.get_outputs("main")
+        got = [result.numpy() for result in (results if isinstance(results, tuple) else [results])]
         if reference is not None:
             compare(got, reference)
         first = vm.time_evaluator("invoke_stateful", self.device, number=3, repeat=2)("main").min
         number = max(int(SAMPLE_S / max(first, 1e-7)), 1)
         timer = vm.time_evaluator("invoke_stateful", self.device, number=number, repeat=SAMPLES)
         return lambda: [seconds * 1e3 for seconds in timer("main").results]
+
+    def set_inputs(self, vm: relax.VirtualMachine, built: Built, inputs: list, weights: list) -> None:
+        """What `prepare` makes of the weights stays where it is, also on a board (`serving.programs`)."""
+        if not built.prepares:
+            vm.set_input("main", *inputs, *weights)
+        elif self.session is None:
+            vm.set_input("main", *inputs, *vm["prepare"](*weights))
+        else:
+            vm.set_input("prepare", *weights)
+            number = self.session.get_function(PREPARE)(vm.module)
+            self.session.get_function(SET_INPUT)(vm.module, number, *inputs)
 
 
 def compare(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> None:
