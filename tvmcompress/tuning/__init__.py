@@ -30,6 +30,7 @@ from tvmcompress.target import Target
 from tvmcompress.trials import board_key, target_key
 from tvmcompress.tuning.search import Place, Search
 from tvmcompress.tuning.tasks import tasks
+from tvmcompress.tuning.transfer import Transfer
 from tvmcompress.tuning.workshop import Workshop
 from tvmcompress.tuning_log import TuningLog
 
@@ -48,17 +49,20 @@ def tune(
     budget_s: float | None = None,
     until: float = 0.0,
     only: str = "*",
+    start_from: str | None = None,
     events: Events | None = None,
     seed: int = 0,
 ) -> TuningLog:
     """Tune the kernels of `model` for `target`, which this machine must be able to run.
 
     trials: in all, with those of earlier runs on this model. budget_s: seconds, likewise. until: stop when no kernel
-    promises this share of the model's time any more. only: a pattern for the kernels' names. events: called with a name
-    and facts, `start`, `trial`, `progress`, `first_error`, `confirmed` and `done`.
+    promises this share of the model's time any more. only: a pattern for the kernels' names. start_from: another
+    target, whose best decisions in the log are tried first (see `transfer`). events: called with a name and facts,
+    `start`, `trial`, `progress`, `first_error`, `confirmed` and `done`.
 
     Ctrl-C (KeyboardInterrupt) ends it in seconds with all that was measured in the log. Raises UsageError for options
-    that cannot be, TargetError for a target that does not run here, TuningLogError when the log cannot be written.
+    that cannot be, TargetError for a target that is unknown or does not run here, TuningLogError when the log cannot be
+    written.
     """
     target = target if isinstance(target, Target) else Target.load(target)
     check(target, trials, budget_s, until)
@@ -71,12 +75,15 @@ def tune(
         raise UsageError(f"nothing to tune: no kernel of the model is named like '{only}'")
     place = Place(target_key(target), board_key(cpu.describe()), versions())
     job = job_key(place, [task.workload for task in found])
+    transfer = Transfer.between(start_from, place, log, [task.workload for task in found]) if start_from else None
     spent, begun = log.spent(job), time.monotonic()
     deadline = begun + (budget_s - spent if budget_s is not None else float("inf"))
     clear_up()
     folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER}{os.getpid()}-"))
     try:
         search = Search(found, place, Workshop(target, folder, cpu.usable()), log, tell, trials, deadline, until, seed)
+        if transfer:
+            transfer.sow(search.kernels)
         before = search.count
         facts = {"kernels": len(found), "trials": before, "limit": trials, "spent_s": spent, "budget_s": budget_s}
         tell("start", {**facts, "target": place.target, "board": place.board, "log": log.name})
@@ -85,7 +92,8 @@ def tune(
         finally:
             log.spend(job, time.monotonic() - begun)
         search.confirm()
-        tell("done", {"trials": search.count, "new": search.fresh, "failures": dict(search.failures)})
+        more = {"transfer": transfer.harvest(search.kernels)} if transfer else {}
+        tell("done", {"trials": search.count, "new": search.fresh, "failures": dict(search.failures), **more})
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return log

@@ -51,7 +51,8 @@ class Kernel:
     task: Task
     space: Space = field(default_factory=Space)
     trials: list[Trial] = field(default_factory=list)
-    aliases: set[str] = field(default_factory=set)  # digests of proposals that came out as decisions known already
+    aliases: dict[str, str] = field(default_factory=dict)  # digests of proposals, and of what they came out as
+    seeds: list[Decisions] = field(default_factory=list)  # to be tried before all others
     untuned: Decisions | None = None
     idle: int = 0  # batches since the last gain
     gained: float = 1.0  # share of its time that the last batches gained
@@ -59,7 +60,7 @@ class Kernel:
 
     @property
     def known(self) -> set[str]:
-        return {trial.digest for trial in self.trials} | self.aliases
+        return {trial.digest for trial in self.trials} | self.aliases.keys()
 
     @property
     def best(self) -> float:
@@ -104,6 +105,10 @@ class Search:
 
     def run(self) -> None:
         self.begin()
+        for sown in self.kernels:
+            while sown.seeds and not sown.ended and not self.over:
+                self.step(sown)
+                sown.idle = 0  # seeds say nothing about its curve
         while not self.over:
             kernel = self.next()
             if kernel is None:
@@ -167,7 +172,7 @@ class Search:
                 continue
             kernel.space.learn(built.asked)
             if digest(proposal) != digest(built.decisions):
-                kernel.aliases.add(digest(proposal))
+                kernel.aliases[digest(proposal)] = digest(built.decisions)
             if digest(built.decisions) not in kernel.known and not self.over:
                 self.note(kernel, built.decisions, outcome, built)
             self.workshop.forget(built)
@@ -182,6 +187,9 @@ class Search:
         """A batch that was never tried: what the cost model likes best of many proposals, and a few at random."""
         good = sorted((t for t in kernel.trials if t.status == "ok"), key=lambda t: t.ms)[:5]
         count = min(BATCH, self.limit - self.count)
+        if kernel.seeds:
+            some, kernel.seeds = kernel.seeds[:count], kernel.seeds[count:]
+            return some
         pool = kernel.space.propose([dict(t.decisions) for t in good], POOL, kernel.known, self.rng)
         self.learn()
         scores = self.model.predict([self.features(kernel, one) for one in pool]) if pool else None
