@@ -24,7 +24,19 @@ LAYERS = [
     ("instruction sets", {"isa"}),
     ("models", {"model"}),
     ("packages and what runs them", {"package", "remote", "runtime", "serving"}),
-    ("nouns", {"device", "target", "report", "linking", "trials", "tuning_log", "tuning_log_repair"}),
+    (
+        "nouns",
+        {
+            "device",
+            "target",
+            "report",
+            "linking",
+            "trials",
+            "tuning_log",
+            "tuning_log_metaschedule",
+            "tuning_log_repair",
+        },
+    ),
     (
         "parts of nouns",
         {"report_html", "report_text", "target_forms", "manifest", "archive", "arrays", "golden", "samples"},
