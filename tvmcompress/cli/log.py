@@ -173,6 +173,8 @@ def _table(rows: list[Trial], trials: list[Trial], everything: bool) -> Table:
 def _short(value: object) -> str:
     if isinstance(value, dict):
         return "x".join(_short(inner) for inner in value.values())
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], list) and len(value[0]) > 8:
+        return f"{len(value[0])} steps"  # a trace of TVM's
     if isinstance(value, list):
         return ",".join(_short(inner) for inner in value)
     return str(value)

@@ -33,6 +33,10 @@ class Choose(Protocol):
         """One of `candidates`, of which there is at least one."""
 
 
+class Open(list):
+    """Candidates that stand for many more: whatever a table says, as JSON, is one too."""
+
+
 Choices = Callable[[str], Choose]  # from a kernel's key
 
 
@@ -79,6 +83,8 @@ def decided(
                 return candidates[0]
             offered = [written(candidate) for candidate in candidates]
             value = table[name]
+            if value not in offered and isinstance(candidates, Open):
+                return value
             return candidates[offered.index(value) if value in offered else otherwise(value, offered)]
 
         return choose
@@ -131,7 +137,8 @@ class Recorder:
 
         def watched(name: str, candidates: Sequence[T]) -> T:
             taken = choose(name, candidates)
-            asked[name] = Question(tuple(written(c) for c in candidates), list(candidates).index(taken))
+            offered = [*candidates] if taken in candidates else [*candidates, taken]
+            asked[name] = Question(tuple(written(c) for c in offered), offered.index(taken))
             return taken
 
         return watched

@@ -20,6 +20,7 @@ from tvmcompress.trials import Trial, digest
 from tvmcompress.tuning.candidates import Space
 from tvmcompress.tuning.children import Outcome
 from tvmcompress.tuning.cost_model import CostModel
+from tvmcompress.tuning.generic_space import TraceSpace
 from tvmcompress.tuning.tasks import Task
 from tvmcompress.tuning.workshop import Built, Workshop
 from tvmcompress.tuning_log import TuningLog
@@ -78,6 +79,10 @@ class Kernel:
         return ms * self.task.calls if np.isfinite(ms) else 0.0
 
 
+def space_of(task: Task, workshop: Workshop) -> Space:
+    return Space() if task.program is None else TraceSpace(task.program, workshop.machine)
+
+
 class Search:
     """`limit`: trials in all; `deadline`: by time.monotonic; `until`: stop when the best gain expected is below it."""
 
@@ -88,7 +93,7 @@ class Search:
         self.place, self.workshop, self.log, self.tell = place, workshop, log, tell
         self.limit, self.deadline, self.until = limit, deadline, until
         self.rng, self.model = np.random.default_rng(seed), CostModel()
-        self.kernels = [Kernel(task) for task in tasks]
+        self.kernels = [Kernel(task, space_of(task, workshop)) for task in tasks]
         self.failures: Counter[str] = Counter()
         self.first_error = ""
         for kernel in self.kernels:
