@@ -31,7 +31,19 @@ LAYERS = [
         "a comparison, and how it is shown",
         {"comparison", "comparison_tables", "comparison_text", "comparison_html", "comparison_charts"},
     ),
-    ("nouns", {"device", "target", "report", "linking", "trials", "tuning_log", "tuning_log_repair"}),
+    (
+        "nouns",
+        {
+            "device",
+            "target",
+            "report",
+            "linking",
+            "trials",
+            "tuning_log",
+            "tuning_log_repair",
+            "tuning_log_metaschedule",
+        },
+    ),
     ("ways to boards, and their side", {"serving", "tunnels"}),
     (
         "parts of nouns",

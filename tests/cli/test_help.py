@@ -72,7 +72,11 @@ def test_the_example_serves(folder, example):
     process.stdout.close()
 
 
-@pytest.mark.parametrize("example", [e for e in EXAMPLES if e not in SERVING])
+# Those that speak to boards share two ports, and so one process.
+@pytest.mark.parametrize(
+    "example",
+    [pytest.param(e, marks=[pytest.mark.alone] * ("localhost:9" in e)) for e in EXAMPLES if e not in SERVING],
+)
 def test_the_example_runs(folder, monkeypatch, capsys, request, example):
     monkeypatch.chdir(folder)
     if "localhost:9" in example:

@@ -8,7 +8,7 @@ import pytest
 
 from tvmcompress.isa import isa_of
 from tvmcompress.kernels import winograd, woven
-from tvmcompress.kernels.choices import Recorder, decided, untuned, written
+from tvmcompress.kernels.choices import Recorder, decided, nearest, untuned, written
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.tile import Tile, tiles
 from tvmcompress.target import Target
@@ -51,3 +51,23 @@ def test_recorded_and_replayed() -> None:
 @pytest.mark.parametrize("table", [{"tasks": 9}, {"tasks": None}, {"other": 2}, {}])
 def test_what_is_no_candidate_is_not_taken(table: dict) -> None:
     assert decided({"a": table})("a")("tasks", [3, 2, 1]) == untuned("a")("tasks", [3, 2, 1]) == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "offered", "place"),
+    [
+        (7, [8, 1, 4], 0),
+        (2, [8, 1, 4], 1),  # by ratios, of one more each
+        ({"pixels": 6, "lanes": 4}, [{"pixels": 6, "lanes": 16}, {"pixels": 2, "lanes": 4}], 1),
+        ([2, 1], [[4, 4], [1, 1], [2, 2]], 1),
+        ([2, 1], [[3, 3, 3], [2, 2, 2]], 1),
+        ({"dot": "sdot", "step": 4}, [{"dot": "vpdpbusd", "step": 2}, {"dot": "vpdpbusd", "step": 4}], 1),
+        ("rows", ["channels", "columns"], 0),
+        (True, [2, 3], 0),
+        (None, [2, 1], 0),
+        ({"pixels": 1}, ["all", {"pixels": 8}], 1),
+    ],
+)
+def test_what_is_nearest(value: object, offered: list, place: int) -> None:
+    assert nearest(value, offered) == place
+    assert decided({"a": {"d": value}}, nearest)("a")("d", offered) == offered[place]

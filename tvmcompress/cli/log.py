@@ -54,20 +54,33 @@ def export(log: str | None, target: str | None, everything: bool, output: Path) 
 @click.argument("files", nargs=-1, required=True, type=options.PATH)
 @options.log_option
 def import_(files: tuple[Path, ...], log: str | None) -> None:
-    """Read records that `log export` wrote.
+    """Read records that `log export` wrote, or a folder with a database of TVM's MetaSchedule.
 
-    Lines that are none are set aside, in FILE.bad, each behind its number and the reason.
+    Lines that are none are set aside, in FILE.bad, each behind its number and the reason. What MetaSchedule measured is
+    for `log show` alone: neither `compile` nor `tune` goes by it.
     """
+    from tvmcompress import tuning_log_metaschedule as metaschedule
     from tvmcompress.errors import UsageError
 
     for path in files:
-        if not path.is_file():
+        if path.is_dir() and not metaschedule.is_database(path):
+            raise UsageError(f"folder '{path}' has no database of MetaSchedule ({metaschedule.RECORDS})")
+        if not path.exists():
             raise UsageError(f"no file '{path}'")
     with options.opened_log(log, must_exist=False) as opened:
         for path in files:
-            with path.open(encoding="utf-8", errors="replace") as lines:
-                new, known, bad = opened.import_lines(lines)
-            screen.show(f"{path}: {new} new, {known} known, {len(bad)} bad" + _set_aside(path, bad))
+            if metaschedule.is_database(path):
+                trials, read = metaschedule.read(path)
+                new = sum(opened.add(trial) for trial in trials)
+                known, bad = len(trials) - new, {lines.path: lines.bad for lines in read}
+            else:
+                with path.open(encoding="utf-8", errors="replace") as lines:
+                    new, known, found = opened.import_lines(lines)
+                bad = {path: found}
+            screen.show(
+                f"{path}: {new} new, {known} known, {sum(map(len, bad.values()))} bad"
+                + "".join(_set_aside(*one) for one in bad.items())
+            )
 
 
 @command.command("merge", epilog="Example:\n\n\b\n  tvmcompress log merge other.db")
@@ -160,6 +173,8 @@ def _table(rows: list[Trial], trials: list[Trial], everything: bool) -> Table:
 def _short(value: object) -> str:
     if isinstance(value, dict):
         return "x".join(_short(inner) for inner in value.values())
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], list) and len(value[0]) > 8:
+        return f"{len(value[0])} steps"  # a trace of TVM's
     if isinstance(value, list):
         return ",".join(_short(inner) for inner in value)
     return str(value)

@@ -70,6 +70,7 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str) ->
     help="Stop when no kernel promises to save this share of the time, such as 5%.",
 )  # fmt: skip
 @click.option("--tasks", default="*", metavar="PATTERN", help="Only kernels named like this; * and ? are wildcards.")
+@click.option("--from", "start_from", metavar="TARGET", help="Try first what the log has as best for another target.")
 @options.log_option
 @click.option("--events", type=options.PATH, metavar="FILE", help="Also write what happens as lines of JSON.")
 @options.json_option
@@ -89,6 +90,7 @@ def command(
     budget: float | None,
     until: float,
     tasks: str,
+    start_from: str | None,
     log: str | None,
     events: Path | None,
     json_path: str | None,
@@ -123,7 +125,7 @@ def command(
 
         tune(
             loaded, resolved, devices=devices, route=Route(ssh, tls), log=log, trials=trials, budget_s=budget,
-            until=until, only=tasks, events=tell,
+            until=until, only=tasks, start_from=start_from, events=tell,
         )  # fmt: skip
     screen.result(summary.json(), summary.table, json_path)
 
@@ -155,6 +157,12 @@ class Summary:
             f"{facts['new']} new trials, {facts['trials']} in {facts['log']}: "
             f"{totals['untuned_ms']:.3g} to {totals['ms']:.3g} ms in these kernels ({totals['gain']:.2f} times faster)"
         )
+        if transfer := facts.get("transfer"):
+            name, seeds, saved = transfer["from"].split(":")[0], transfer["seeds"], transfer["saved"]
+            table.title += (
+                f"\n{seeds} trials were best on {name}, and stayed best in {transfer['kernels']} kernels: "
+                f"{abs(saved)} trials {'saved' if saved >= 0 else 'lost'}"
+            )
         for column in ("kernel", "calls", "untuned ms", "ms", "times faster", "trials"):
             table.add_column(column, justify="left" if column == "kernel" else "right")
         for row in sorted(self.kernels, key=lambda k: -k["untuned_ms"] * k["calls"]):

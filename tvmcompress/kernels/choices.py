@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from math import log2
 from typing import Any, Protocol, TypeVar
 
 import tvm
@@ -30,6 +31,10 @@ def versions() -> str:
 class Choose(Protocol):
     def __call__(self, name: str, candidates: Sequence[T]) -> T:
         """One of `candidates`, of which there is at least one."""
+
+
+class Open(list):
+    """Candidates that stand for many more: whatever a table says, as JSON, is one too."""
 
 
 Choices = Callable[[str], Choose]  # from a kernel's key
@@ -62,8 +67,13 @@ def written(candidate: Any) -> Any:
     return candidate
 
 
-def decided(tables: Mapping[str, Mapping[str, Any]]) -> Choices:
-    """Choices from tables by kernel; where one says nothing, or names no candidate, the analytic one."""
+def decided(
+    tables: Mapping[str, Mapping[str, Any]], otherwise: Callable[[Any, Sequence[Any]], int] = lambda _value, _offered: 0
+) -> Choices:
+    """Choices from tables by kernel; where one says nothing the analytic one.
+
+    Where it names no candidate, the one whose place `otherwise` says, given all as JSON: the analytic one.
+    """
 
     def of_kernel(key: str) -> Choose:
         table = tables.get(key, {})
@@ -71,11 +81,40 @@ def decided(tables: Mapping[str, Mapping[str, Any]]) -> Choices:
         def choose(name: str, candidates: Sequence[T]) -> T:
             if name not in table:
                 return candidates[0]
-            return next((c for c in candidates if written(c) == table[name]), candidates[0])
+            offered = [written(candidate) for candidate in candidates]
+            value = table[name]
+            if value not in offered and isinstance(candidates, Open):
+                return value
+            return candidates[offered.index(value) if value in offered else otherwise(value, offered)]
 
         return choose
 
     return of_kernel
+
+
+def nearest(value: Any, offered: Sequence[Any]) -> int:
+    """The place of the candidate whose numbers are nearest to those of `value`, by their ratios; of the first where
+    they have no number in common."""
+    wanted = leaves(value)
+    apart = []
+    for leaf in map(leaves, offered):
+        numbers = [p for p in wanted.keys() & leaf.keys() if number(wanted[p]) and number(leaf[p])]
+        others = [p for p in wanted.keys() | leaf.keys() if p not in numbers and wanted.get(p) != leaf.get(p)]
+        ratios = sum(abs(log2((1 + abs(wanted[p])) / (1 + abs(leaf[p])))) for p in numbers)
+        apart.append(ratios + len(others) if numbers else float("inf"))
+    return apart.index(min(apart))
+
+
+def leaves(value: Any, path: tuple = ()) -> dict[tuple, Any]:
+    """What a JSON value holds, by the way to it."""
+    if not isinstance(value, dict | list):
+        return {path: value}
+    rows = value.items() if isinstance(value, dict) else enumerate(value)
+    return {way: leaf for key, inner in rows for way, leaf in leaves(inner, (*path, key)).items()}
+
+
+def number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -98,7 +137,8 @@ class Recorder:
 
         def watched(name: str, candidates: Sequence[T]) -> T:
             taken = choose(name, candidates)
-            asked[name] = Question(tuple(written(c) for c in candidates), list(candidates).index(taken))
+            offered = [*candidates] if taken in candidates else [*candidates, taken]
+            asked[name] = Question(tuple(written(c) for c in offered), offered.index(taken))
             return taken
 
         return watched

@@ -13,6 +13,7 @@ from tvm.tirx import PrimFunc
 from tvmcompress.isa import BF16_BITS, Isa
 from tvmcompress.kernels import FAMILY, MACS, depthwise, generic, lookup, tile, winograd
 from tvmcompress.kernels.choices import KEY, Choices, Choose
+from tvmcompress.lower import traces
 
 DOT_FLOATS = {BF16_BITS: "bfloat16", "float16": "float16"}  # what dot products of floats read
 WORK = "tvmcompress.work"  # an attribute of functions: family, multiply-accumulates, arithmetic, key
@@ -97,7 +98,13 @@ def apply(func: PrimFunc, isa: Isa, choices: Choices, name: str) -> PrimFunc:
         if kernel is not None:
             return kernel
     family, key = anchor_of(sch)
-    (FAMILIES[family] if family else generic.schedule)(sch, isa, choices(key or name))
+    if not family and traces.steps(func):
+        choose = choices(traces.key(func))
+        if traced := traces.apply(func, choose):
+            return finished(func, traced)
+    else:
+        choose = choices(key or name)
+    (FAMILIES[family] if family else generic.schedule)(sch, isa, choose)
     return finished(func, sch)
 
 

@@ -32,6 +32,7 @@ from tvmcompress.tuning.bench import Bench, Here
 from tvmcompress.tuning.crew import Crew
 from tvmcompress.tuning.search import Place, Search
 from tvmcompress.tuning.tasks import tasks
+from tvmcompress.tuning.transfer import Transfer
 from tvmcompress.tuning.workshop import Workshop
 from tvmcompress.tuning_log import TuningLog
 from tvmcompress.tunnels import Route
@@ -53,6 +54,7 @@ def tune(
     budget_s: float | None = None,
     until: float = 0.0,
     only: str = "*",
+    start_from: str | None = None,
     events: Events | None = None,
     seed: int = 0,
 ) -> TuningLog:
@@ -61,12 +63,13 @@ def tune(
     devices: addresses of boards (`Device.open`), all of one kind, which are used at once; a tracker's name stands for
     all that have it. route: the way to them. trials: in all, with those of earlier runs on this model. budget_s:
     seconds, likewise. until: stop when no kernel promises this share of the model's time any more. only: a pattern for
-    the kernels' names. events: called with a name and facts, `start`, `trial`, `progress`, `first_error`, `confirmed`
-    and `done`; and of boards `board` (what became of one), `paused` and `resumed`.
+    the kernels' names. start_from: another target, whose best decisions in the log are tried first (see `transfer`).
+    events: called with a name and facts, `start`, `trial`, `progress`, `first_error`, `confirmed` and `done`; and of
+    boards `board` (what became of one), `paused` and `resumed`.
 
     Ctrl-C (KeyboardInterrupt) ends it in seconds with all that was measured in the log. Raises UsageError for options
-    that cannot be, TargetError for a target that does not run there, BoardError when no board can be reached at the
-    start, TuningLogError when the log cannot be written.
+    that cannot be, TargetError for a target that is unknown or does not run there, BoardError when no board can be
+    reached at the start, TuningLogError when the log cannot be written.
     """
     target = target if isinstance(target, Target) else Target.load(target)
     check(target, trials, budget_s, until)
@@ -87,9 +90,13 @@ def tune(
         bench = opened(devices, route, workshop, log, tell)
         place = Place(target_key(target), bench.board, versions())
         job = job_key(place, [task.workload for task in found])
+        names = [task.workload for task in found]
+        transfer = Transfer.between(start_from, place, log, names) if start_from else None
         account = Account(log, job, bench)
         deadline = account.begun + (budget_s - account.before if budget_s is not None else float("inf"))
         search = Search(found, place, workshop, bench, log, account.and_tell(tell), trials, deadline, until, seed)
+        if transfer:
+            transfer.sow(search.kernels)
         facts = {"kernels": len(found), "trials": search.count, "limit": trials, "budget_s": budget_s}
         tell("start", {**facts, "spent_s": account.before, "target": place.target, "board": place.board,
                        "log": log.name})  # fmt: skip
@@ -98,7 +105,8 @@ def tune(
             search.confirm()
         finally:
             account.settle()
-        tell("done", {"trials": search.count, "new": search.fresh, "failures": dict(search.failures)})
+        more = {"transfer": transfer.harvest(search.kernels)} if transfer else {}
+        tell("done", {"trials": search.count, "new": search.fresh, "failures": dict(search.failures), **more})
     finally:
         if bench is not None:
             bench.close()

@@ -22,6 +22,7 @@ from tvmcompress.tuning.bench import Bench, Job
 from tvmcompress.tuning.candidates import Space
 from tvmcompress.tuning.children import Outcome
 from tvmcompress.tuning.cost_model import CostModel
+from tvmcompress.tuning.generic_space import TraceSpace
 from tvmcompress.tuning.tasks import Task
 from tvmcompress.tuning.workshop import Built, Workshop
 from tvmcompress.tuning_log import TuningLog
@@ -56,7 +57,8 @@ class Kernel:
     task: Task
     space: Space = field(default_factory=Space)
     trials: list[Trial] = field(default_factory=list)
-    aliases: set[str] = field(default_factory=set)  # digests of proposals that came out as decisions known already
+    aliases: dict[str, str] = field(default_factory=dict)  # digests of proposals, and of what they came out as
+    seeds: list[Decisions] = field(default_factory=list)  # to be tried before all others
     untuned: Decisions | None = None
     idle: int = 0  # batches since the last gain
     gained: float = 1.0  # share of its time that the last batches gained
@@ -64,7 +66,7 @@ class Kernel:
 
     @property
     def known(self) -> set[str]:
-        return {trial.digest for trial in self.trials} | self.aliases
+        return {trial.digest for trial in self.trials} | self.aliases.keys()
 
     @property
     def best(self) -> float:
@@ -82,6 +84,10 @@ class Kernel:
         return ms * self.task.calls if np.isfinite(ms) else 0.0
 
 
+def space_of(task: Task, workshop: Workshop) -> Space:
+    return Space() if task.program is None else TraceSpace(task.program, workshop.machine)
+
+
 class Search:
     """`limit`: trials in all; `deadline`: by time.monotonic; `until`: stop when the best gain expected is below it."""
 
@@ -92,7 +98,7 @@ class Search:
         self.place, self.workshop, self.bench, self.log, self.tell = place, workshop, bench, log, tell
         self.limit, self.deadline, self.until = limit, deadline, until
         self.rng, self.model = np.random.default_rng(seed), CostModel()
-        self.kernels = [Kernel(task) for task in tasks]
+        self.kernels = [Kernel(task, space_of(task, workshop)) for task in tasks]
         self.failures: Counter[str] = Counter()
         self.first_error = ""
         for kernel in self.kernels:
@@ -114,6 +120,10 @@ class Search:
 
     def run(self) -> None:
         self.begin()
+        for sown in self.kernels:
+            while sown.seeds and not sown.ended and not self.over:
+                self.step(sown)
+                sown.idle = 0  # seeds say nothing about its curve
         while not self.over:
             kernel = self.next()
             if kernel is None:
@@ -182,7 +192,7 @@ class Search:
             built: Built = outcome.value
             kernel.space.learn(built.asked)
             if digest(proposal) != digest(built.decisions):
-                kernel.aliases.add(digest(proposal))
+                kernel.aliases[digest(proposal)] = digest(built.decisions)
             if digest(built.decisions) in kernel.known or digest(built.decisions) in fresh:
                 self.workshop.forget(built)
             else:
@@ -199,6 +209,9 @@ class Search:
         """A batch that was never tried: what the cost model likes best of many proposals, and a few at random."""
         good = sorted((t for t in kernel.trials if t.status == "ok"), key=lambda t: t.ms)[:5]
         count = min(max(BATCH, 2 * self.bench.at_once), self.limit - self.count)
+        if kernel.seeds:
+            some, kernel.seeds = kernel.seeds[:count], kernel.seeds[count:]
+            return some
         pool = kernel.space.propose([dict(t.decisions) for t in good], POOL, kernel.known, self.rng)
         self.learn()
         scores = self.model.predict([self.features(kernel, one) for one in pool]) if pool else None

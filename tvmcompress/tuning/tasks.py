@@ -1,4 +1,5 @@
-"""What there is to tune in a model: its convolutions and matrix products, each cut out with what is fused behind it."""
+"""What there is to tune in a model: its convolutions and matrix products, each cut out with what is fused behind it;
+and other programs that multiply much."""
 
 from __future__ import annotations
 
@@ -9,12 +10,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import tvm
-from tvm import relax
+from tvm import relax, tirx
 
 from tvmcompress.ir import graph
 from tvmcompress.ir.graph import Expr, Var
 from tvmcompress.isa import Isa
 from tvmcompress.kernels.choices import Recorder, untuned
+from tvmcompress.lower import traces
 from tvmcompress.lower.pipeline import lower_graph, lower_kernels
 
 ANCHORS = ("relax.nn.conv2d", "relax.matmul")
@@ -33,6 +35,7 @@ class Task:
     module: tvm.IRModule
     calls: int
     macs: int
+    program: tirx.PrimFunc | None = None  # of a kernel without a family
 
     def inputs(self, seed: int = 0) -> list[np.ndarray]:
         """Random ones: normal floats, integers over their whole range."""
@@ -73,6 +76,7 @@ def tasks(module: tvm.IRModule, target: tvm.target.Target, isa: Isa) -> list[Tas
     for same in found.values():
         most = max(same, key=lambda task: task.calls)
         merged.append(Task(most.workload, most.module, sum(task.calls for task in same), most.macs))
+    merged += without_family(mod, target, isa)
     return sorted(merged, key=lambda task: -task.macs * task.calls)
 
 
@@ -196,3 +200,41 @@ def keys(mod: tvm.IRModule, target: tvm.target.Target, isa: Isa) -> list[tuple[s
     with contextlib.suppress(_Enough):
         lower_kernels(mod, target, isa, watch, recorder)
     return [(key, macs) for key, macs in found.items() if key in recorder.asked]
+
+
+def without_family(mod: tvm.IRModule, target: tvm.target.Target, isa: Isa) -> list[Task]:
+    """Programs of `lower_graph`'s that multiply and have no kernel of ours: each by itself, weights as parameters."""
+    found: list[tvm.IRModule] = []
+
+    def watch(step: str, module: tvm.IRModule) -> None:
+        if step == "fuse":
+            found.append(module)
+            raise _Enough
+
+    with contextlib.suppress(_Enough):
+        lower_kernels(mod, target, isa, watch)
+    (fused,) = found
+    values = [b.value for b in graph.bindings(fused) if isinstance(b.var.ty, relax.TensorType)]
+    calls = Counter(value.args[0] for value in values if graph.op_name(value) == "relax.call_tir")
+    tasks: dict[str, Task] = {}
+    for name, func in fused.functions_items():
+        steps = traces.steps(func) if isinstance(func, tirx.PrimFunc) and calls[name] else 0
+        if steps:
+            key = traces.key(func)
+            before = tasks[key].calls if key in tasks else 0
+            tasks[key] = Task(key, alone(func), before + calls[name], steps, func)
+    return list(tasks.values())
+
+
+def alone(func: tirx.PrimFunc) -> tvm.IRModule:
+    """A program of one call."""
+    *inputs, output = [relax.TensorType([int(d) for d in p.ty.shape], str(p.ty.dtype)) for p in func.params]
+    builder = relax.BlockBuilder()
+    params = [relax.Var(f"x{i}", kind) for i, kind in enumerate(inputs)]
+    with builder.function("main", params):
+        with builder.dataflow():
+            kernel = builder.add_func(func.with_attr("global_symbol", "kernel"), "kernel")
+            result = builder.emit(relax.op.call_tir(kernel, params, output))
+            out = builder.emit_output(relax.Tuple([result]))
+        builder.emit_func_output(out)
+    return builder.finalize()

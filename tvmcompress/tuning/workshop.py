@@ -17,7 +17,7 @@ import tvm
 from tvmcompress import linking
 from tvmcompress.ir import evaluate, graph
 from tvmcompress.isa import Isa, isa_of
-from tvmcompress.kernels.choices import Decisions, Question, Recorder, decided
+from tvmcompress.kernels.choices import Decisions, Question, Recorder, decided, nearest
 from tvmcompress.lower.pipeline import Lowered, lower_kernels
 from tvmcompress.target import Target
 from tvmcompress.trials import digest
@@ -72,7 +72,7 @@ class Workshop:
         return partial(self._build, task, decisions, known, self.folder / f"{self.count}")
 
     def _build(self, task: Task, decisions: Decisions, known: set[str], folder: Path) -> Built:
-        recorder = Recorder(decided({task.workload: decisions}))
+        recorder = Recorder(decided({task.workload: decisions}, nearest))
 
         def watch(step: str, _module: tvm.IRModule) -> None:
             if step == "schedule" and digest(recorder.decisions(task.workload)) in known:
