@@ -118,6 +118,10 @@ def fetched(arch: str, python: str, folder: Path) -> list[Path]:
         raise MissingDependencyError("a bundle is fetched by pip, which this Python lacks: python3 -m ensurepip")
     done = subprocess.run([*command, *wanted], capture_output=True, text=True, check=False)
     if done.returncode:
+        if "from versions: none" in done.stderr:
+            raise TvmcompressError(
+                f"TVM {metadata.version('apache-tvm')} is not published for {arch} and Python {python}"
+            )
         said = next((line for line in done.stderr.splitlines() if "ERROR" in line), done.stderr.strip()[-200:])
         known = f"{arch} and Python {python}" if arch != cpu.architecture() else f"Python {python}"
         raise TvmcompressError(f"TVM {metadata.version('apache-tvm')} for {known} cannot be fetched: {said}")

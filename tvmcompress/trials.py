@@ -16,6 +16,7 @@ VERSION = 1
 SHIPPED = Path(__file__).with_name("_tuning_logs")
 # What came of a trial. The last two say nothing about the decisions: they are made again.
 STATUSES = ("ok", "wrong_result", "build_error", "run_crash", "run_timeout", "infra_error", "cancelled")
+EMULATED = ", emulated"  # behind a board's key
 PASSING = ("infra_error", "cancelled")
 SHAPING = ("triple", "cpu", "features", "kind", "cores", "l1d", "l2", "float_abi", "cuda_arch")  # what code depends on
 
@@ -61,10 +62,14 @@ def target_key(target: Target) -> str:
     return f"{target.name}:{hashlib.blake2b(shaping.encode(), digest_size=6).hexdigest()}"
 
 
-def board_key(described: Mapping[str, Any]) -> str:
-    """A board by what `cpu.describe` says of it: its processor, cores and features, not its name in a network."""
+def board_key(described: Mapping[str, Any], emulated: bool = False) -> str:
+    """A board by what `cpu.describe` says of it: its processor, cores and features, not its name in a network.
+
+    One that is emulated is told apart: its times mean nothing.
+    """
     features = hashlib.blake2b(" ".join(described["features"]).encode(), digest_size=6).hexdigest()
-    return f"{described['model'] or described['architecture']}, {described['cores']} cores, {features}"[:160]
+    name = f"{described['model'] or described['architecture']}"[:100]
+    return f"{name}, {described['cores']} cores, {features}{EMULATED if emulated else ''}"
 
 
 def record(trial: Trial) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQL
 
 from tvmcompress.errors import MissingDependencyError, TvmcompressError, UsageError
 from tvmcompress.ir.files import atomic_write
-from tvmcompress.trials import PASSING, STATUSES, Trial, from_record, record
+from tvmcompress.trials import EMULATED, PASSING, STATUSES, Trial, from_record, record
 
 SCHEMA = 1
 PATIENCE_S = 30.0  # for another writer
@@ -169,10 +169,12 @@ class TuningLog:
     def decisions(self, target: str, versions: str, board: str | None = None) -> dict[str, Mapping[str, Any]]:
         """The best decisions for each kernel that was tuned for a target: what `compile` takes.
 
-        Those confirmed last come first; see `confirm`.
+        Those confirmed last come first; see `confirm`. What an emulated board measured counts only for that board.
         """
         chosen: dict[str, Trial] = {}
         for trial in self.trials(target, None, board, versions):
+            if board is None and trial.board.endswith(EMULATED):
+                continue
             if trial.status == "ok" and (trial.workload not in chosen or trial.ms < chosen[trial.workload].ms):
                 chosen[trial.workload] = trial
         tables: dict[str, Mapping[str, Any]] = {workload: trial.decisions for workload, trial in chosen.items()}
@@ -180,7 +182,8 @@ class TuningLog:
         wanted += [_confirmed.c.board == board] if board is not None else []
         with self._begin() as connection:
             rows = connection.execute(select(_confirmed).where(*wanted).order_by(_confirmed.c.at)).all()
-        return tables | {row.workload: json.loads(row.decisions) for row in rows}
+        real = [row for row in rows if board is not None or not row.board.endswith(EMULATED)]
+        return tables | {row.workload: json.loads(row.decisions) for row in real}
 
     def confirm(self, trial: Trial) -> None:
         """Notes what won when the best of a kernel's trials were timed again, in turn with the untuned one."""

@@ -21,11 +21,13 @@ import pytest
 
 import tvmcompress as tc
 from tests import networks
+from tests.arm_board import arm_board  # noqa: F401  a fixture
 from tests.boards import Cable, Served, answers, board, eventually, free_port, tracker
-from tvmcompress import cpu
-from tvmcompress.errors import TargetError, TvmcompressError
+from tvmcompress import cpu, linking
+from tvmcompress.errors import MissingDependencyError, TargetError, TvmcompressError
+from tvmcompress.kernels.choices import versions
 from tvmcompress.target import Target
-from tvmcompress.trials import board_key
+from tvmcompress.trials import board_key, target_key
 from tvmcompress.tuning import bench, crew, tune
 from tvmcompress.tuning import board as boards
 from tvmcompress.tuning.bench import Job
@@ -231,8 +233,6 @@ def test_a_slow_board_is_not_believed(shop, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(boards, "TRIES", 1)
     with board() as one:
         with TuningLog.open(tmp_path / "log") as log:
-            from tvmcompress.trials import target_key
-
             log.note_number(f"health {one.address} {target_key(shop.target)}", 1e-6)
         with pytest.raises(BoardError, match="times as long as it did"), crew_of(shop, tmp_path / "log", one):
             pass
@@ -282,3 +282,25 @@ def test_a_device_that_is_not_there(tmp_path) -> None:
         tune(tc.load(tmp_path / "net.onnx"), "native", devices=[f"pi@127.0.0.1:{free_port()}"], log=tmp_path / "log.db")
     with pytest.raises(TargetError, match="--device"):
         tune(tc.load(tmp_path / "net.onnx"), "riscv64", log=tmp_path / "log.db")
+
+
+def test_an_emulated_board_checks_but_does_not_time(arm_board, tmp_path) -> None:  # noqa: F811
+    """Its trials are kept apart, and `compile` does not go by them."""
+    pytest.importorskip("xgboost")
+    target = Target.load("rpi5")
+    try:
+        linking.linker(target)
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    onnx.save(networks.small(32), tmp_path / "net.onnx")
+    model, events = tc.load(tmp_path / "net.onnx"), []
+    with arm_board.server() as address:
+        tell = lambda name, facts: events.append((name, dict(facts)))  # noqa: E731
+        only = "conv2d float32 1x16x16x16 to 24*"
+        tune(model, target, devices=[address], log=tmp_path / "log", trials=3, only=only, events=tell).close()
+    assert [facts["status"] for name, facts in events if name == "trial"] == ["ok"] * 3
+    with TuningLog.open(tmp_path / "log") as log:
+        (board,) = {trial.board for trial in log.trials()}
+        assert board.endswith("emulated")
+        assert log.decisions(target_key(target), versions()) == {}
+        assert log.decisions(target_key(target), versions(), board)

@@ -181,12 +181,17 @@ def shown(budget: float | None) -> Iterator[Callable[[str, Mapping[str, Any]], N
 
         def tell(name: str, facts: Mapping[str, Any]) -> None:
             state.update(facts if name in ("start", "progress") else {})
+            if name == "start":
+                state["before"] = facts["trials"]
             if name == "trial":
                 state["trials"] = facts["count"]
             if name == "first_error":
                 console.print(Text(f"the first failure: {facts['workload']}: {facts['status']}: {facts['error']}"))
             if name == "board" and facts["error"]:
                 console.print(Text(f"{facts['state']}: {facts['error']}"))
+            if name == "board" and facts.get("emulated") and "emulated" not in state:
+                state["emulated"] = True
+                console.print(Text("an emulated board: results are checked, its times mean nothing to `compile`"))
             if name == "paused":
                 console.print(Text("no board is left: waiting for one; what was measured is kept"))
             if name == "resumed":
@@ -212,6 +217,9 @@ def status(state: Mapping[str, Any], seconds: float, budget: float | None) -> st
     if budget is not None:
         left = max(budget - state.get("spent_s", 0.0) - seconds, 0)
         parts.append(f"{left / 60:.0f} min left" if left > 90 else f"{left:.0f} s left")
+    elif (new := state["trials"] - state.get("before", 0)) > 20:
+        left = (state["limit"] - state["trials"]) * seconds / new
+        parts.append(f"at most {left / 60:.0f} min left" if left > 90 else f"at most {left:.0f} s left")
     return ", ".join(parts)
 
 

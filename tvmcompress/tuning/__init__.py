@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from tvmcompress import cpu
+from tvmcompress import conditions, cpu
 from tvmcompress.errors import TargetError, UsageError
 from tvmcompress.isa import isa_of
 from tvmcompress.kernels.choices import versions
@@ -106,7 +106,8 @@ def tune(
         finally:
             account.settle()
         more = {"transfer": transfer.harvest(search.kernels)} if transfer else {}
-        tell("done", {"trials": search.count, "new": search.fresh, "failures": dict(search.failures), **more})
+        tell("done", {"trials": search.count, "new": search.fresh, "failures": dict(search.failures),
+                      "seconds": search.seconds(), **more})  # fmt: skip
     finally:
         if bench is not None:
             bench.close()
@@ -115,7 +116,9 @@ def tune(
 
 
 def opened(devices: Sequence[str], route: Route | None, workshop: Workshop, log: TuningLog, tell: Events) -> Bench:
-    return Crew(devices, route, workshop, log, tell) if devices else Here(board_key(cpu.describe()))
+    return (
+        Crew(devices, route, workshop, log, tell) if devices else Here(board_key(cpu.describe(), conditions.emulated()))
+    )
 
 
 def check(target: Target, trials: int, budget_s: float | None, until: float) -> None:

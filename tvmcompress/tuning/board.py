@@ -95,7 +95,9 @@ class Board:
         if not self.usable:
             self.check()
             self.usable, self.settled, self.error, self.failures = True, True, None, 0
-            self.crew.tell("board", {"board": self.address.text, "state": "ready", "error": ""})
+            emulated = bool(self.control.status["emulated"])
+            facts = {"board": self.address.text, "state": "ready", "error": "", "emulated": emulated}
+            self.crew.tell("board", facts)
 
     def fits(self) -> None:
         """Whether it can run what is built: raises Unfit."""
@@ -113,8 +115,9 @@ class Board:
             raise Unfit(
                 f"device {name} has TVM {theirs}, here is {ours}: `tvmcompress device bundle` makes what it needs"
             )
-        if not self.crew.agree(board_key(described)):
-            raise Unfit(f"device {name} is of another kind ({board_key(described)}) than {self.crew.board}")
+        key = board_key(described, bool(status["emulated"]))
+        if not self.crew.agree(key):
+            raise Unfit(f"device {name} is of another kind ({key}) than {self.crew.board}")
         self.cores = int(described["cores"])
 
     def check(self) -> None:

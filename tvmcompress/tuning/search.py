@@ -104,6 +104,7 @@ class Search:
         for kernel in self.kernels:
             kernel.trials = log.trials(place.target, kernel.task.workload, place.board, place.versions)
         self.fresh = 0
+        self.measuring_s, self.begun = 0.0, time.monotonic()
 
     @property
     def count(self) -> int:
@@ -237,6 +238,7 @@ class Search:
     def measure(self, fresh: Sequence[tuple[Kernel, Built]]) -> None:
         """Times what was built, and writes each trial down before the next ends, whatever came of it."""
         jobs = [Job(kernel.task, [built], self.workshop.references[kernel.task.workload]) for kernel, built in fresh]
+        begun = time.monotonic()
         try:
             with contextlib.closing(self.bench.measure(jobs)) as running:  # type: ignore[type-var]
                 for index, ran in running:
@@ -246,6 +248,7 @@ class Search:
                     if self.over:
                         break
         finally:
+            self.measuring_s += time.monotonic() - begun
             for _, built in fresh:
                 self.workshop.forget(built)
 
@@ -294,7 +297,9 @@ class Search:
             Job(kernel.task, built, self.workshop.references[kernel.task.workload], ROUNDS)
             for kernel, built in zip(kernels, forms)
         ]
-        for index, ran in self.bench.measure(jobs):
+        begun, results = time.monotonic(), list(self.bench.measure(jobs))
+        self.measuring_s += time.monotonic() - begun
+        for index, ran in results:
             kernel, built = kernels[index], forms[index]
             if ran.status != "ok" or not built:
                 assert kernel.untuned is not None
@@ -315,6 +320,12 @@ class Search:
         )
         row = {"workload": kernel.task.workload, "calls": kernel.task.calls, "untuned_ms": before, "ms": after}
         self.tell("confirmed", {**row, "decisions": decisions, "trials": len(kernel.trials), "ended": kernel.ended})
+
+    def seconds(self) -> dict[str, float]:
+        """Where the time of this run went."""
+        spent = {"building": self.workshop.busy_s, "measuring": self.measuring_s - self.bench.paused_s}
+        whole = time.monotonic() - self.begun - self.bench.paused_s
+        return {name: round(value, 3) for name, value in {**spent, "all": whole}.items()}
 
     def report(self, kernel: Kernel) -> None:
         """Where the whole run stands, after a batch."""

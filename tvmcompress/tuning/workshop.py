@@ -6,10 +6,12 @@ Nothing is built while a kernel is timed here: builds are done in batches, and t
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tvm
@@ -58,14 +60,22 @@ class Workshop:
         self.link = linking.linker(target)
         self.references: dict[str, list[np.ndarray] | None] = {}
         self.count = 0
+        self.busy_s = 0.0  # spent on builds and references
 
     def build(self, task: Task, candidates: Sequence[Decisions], known: set[str]) -> list[children.Outcome]:
         """Outcomes with `Built`. What turns out to be in `known` (digests) is not built."""
-        return children.run([self.order(task, one, known) for one in candidates], self.cores, BUILD_S)
+        return self.run([self.order(task, one, known) for one in candidates], BUILD_S)
 
     def build_untuned(self, tasks: Sequence[Task]) -> list[children.Outcome]:
         """One of each task."""
-        return children.run([self.order(task, {}, set()) for task in tasks], self.cores, BUILD_S)
+        return self.run([self.order(task, {}, set()) for task in tasks], BUILD_S)
+
+    def run(self, work: Sequence[Callable[[], Any]], seconds: float) -> list[children.Outcome]:
+        begun = time.monotonic()
+        try:
+            return children.run(work, self.cores, seconds)
+        finally:
+            self.busy_s += time.monotonic() - begun
 
     def order(self, task: Task, decisions: Decisions, known: set[str]) -> Callable[[], Built]:
         self.count += 1
@@ -92,7 +102,7 @@ class Workshop:
 
     def refer(self, tasks: Sequence[Task]) -> list[str]:
         """Computes what each kernel must give, by TVM's stock kernels; for each what went wrong, if anything."""
-        outcomes = children.run([partial(_reference, task) for task in tasks], self.cores, REFERENCE_S)
+        outcomes = self.run([partial(_reference, task) for task in tasks], REFERENCE_S)
         self.references |= {task.workload: outcome.value for task, outcome in zip(tasks, outcomes)}
         return [outcome.error for outcome in outcomes]
 

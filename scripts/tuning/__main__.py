@@ -1,0 +1,53 @@
+"""What tuning reaches, and how fast. Prints JSON; nothing else may run on the machine meanwhile.
+
+scripts/bench-tuning boards                       jobs a second of 1 and 8 boards at 0.2 s each, of 1 and 64 at 2 s
+scripts/bench-tuning rate --network resnet50      trials a minute, ours and MetaSchedule's; where time goes
+scripts/bench-tuning gain --network mobilenet_v2  how much of the gain of many trials the first 150 find
+scripts/bench-tuning stock --network resnet50     end to end after as long, ours and MetaSchedule's
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from scripts.tuning import boards, ours, stock
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        "scripts/bench-tuning", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    made.add_argument("what", choices=("boards", "rate", "gain", "stock"))
+    made.add_argument("--network", default="mobilenet_v2", help="of tests/networks.py")
+    made.add_argument("--recipe", default="", help="such as int8; the model as it is unless given")
+    made.add_argument("--minutes", type=float, default=15.0, help="of tuning, each")
+    made.add_argument("--trials", type=int, default=1000, help="for gain")
+    return made
+
+
+def main() -> None:
+    options = parser().parse_args()
+    with tempfile.TemporaryDirectory(prefix="tvmcompress-bench-") as name:
+        folder = Path(name)
+        if options.what == "boards":
+            found: dict = boards.measure(folder)
+        elif options.what == "gain":
+            found = ours.gain(folder, options.network, options.recipe, options.trials)
+        else:
+            seconds = 60 * options.minutes
+            found = {"ours": ours.run(folder, options.network, options.recipe, seconds)}
+            found["stock"] = stock.run(folder, options.network, seconds)
+            a, b = found["ours"], found["stock"]
+            found["trials_ratio"] = a["trials_per_minute"] / b["trials_per_minute"] if b["trials_per_minute"] else None
+            if options.what == "stock":
+                found["times_faster"] = stock.race(a, b)
+    json.dump(found, sys.stdout, indent=1)
+    print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Our own tuning of a network of the tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+import tvmcompress as tc
+from tests import networks
+
+
+def model_of(folder: Path, network: str, recipe: str) -> tuple[tc.Model, Path]:
+    path = folder / f"{network}.onnx"
+    if not path.exists():
+        onnx.save(getattr(networks, network)(), path)
+    model = tc.load(path)
+    if recipe:
+        rng = np.random.default_rng(0)
+        samples = [{s.name: rng.standard_normal(s.shape).astype(s.dtype) for s in model.inputs} for _ in range(8)]
+        model = tc.compress(model, recipe, samples=samples)
+    return model, path
+
+
+class Watch:
+    """What happened, and when."""
+
+    def __init__(self) -> None:
+        self.begun = time.monotonic()
+        self.curve: list[tuple[int, float, float]] = []  # trials, seconds, ms of all kernels
+        self.untuned = 0.0
+        self.done: dict[str, Any] = {}
+        self.statuses: dict[str, int] = {}
+
+    def __call__(self, name: str, facts: Mapping[str, Any]) -> None:
+        if name == "progress":
+            self.untuned = facts["untuned_ms"]
+            self.curve.append((facts["trials"], time.monotonic() - self.begun, facts["ms"]))
+        if name == "trial":
+            self.statuses[facts["status"]] = self.statuses.get(facts["status"], 0) + 1
+        if name == "done":
+            self.done = dict(facts)
+
+
+def run(folder: Path, network: str, recipe: str, seconds: float) -> dict:
+    """Tunes for so long; the model's time untuned and tuned, in turns."""
+    model, _ = model_of(folder, network, recipe)
+    watch, log = Watch(), folder / "ours.db"
+    tc.tune(model, "native", log=log, trials=10**6, budget_s=seconds, events=watch).close()
+    spent = watch.done["seconds"]
+    packages = {"untuned": tc.compile(model, "native"), "tuned": tc.compile(model, "native", log=log)}
+    times = race(packages)
+    return {
+        "trials": watch.done["trials"],
+        "failures": watch.done["failures"],
+        "trials_per_minute": 60 * watch.done["trials"] / spent["all"],
+        "seconds": spent,
+        "outside": 1 - (spent["building"] + spent["measuring"]) / spent["all"],
+        "ms": times,
+        "gain": times["untuned"] / times["tuned"],
+    }
+
+
+def gain(folder: Path, network: str, recipe: str, trials: int, few: int = 150) -> dict:
+    """By the best trials: what was gained after `few` of them, over what all of them gained."""
+    model, _ = model_of(folder, network, recipe)
+    watch, log = Watch(), folder / "ours.db"
+    tc.tune(model, "native", log=log, trials=trials, events=watch).close()
+    early = [ms for count, _, ms in watch.curve if count <= few]
+    last = watch.curve[-1][2]
+    packages = {"untuned": tc.compile(model, "native"), "tuned": tc.compile(model, "native", log=log)}
+    return {
+        "trials": watch.done["trials"],
+        "statuses": watch.statuses,
+        "kernels_ms": {"untuned": watch.untuned, f"after {few}": early[-1] if early else None, "in the end": last},
+        "share_of_gain": (watch.untuned - early[-1]) / (watch.untuned - last) if early else None,
+        "seconds": watch.done["seconds"],
+        "ms": race(packages),
+    }
+
+
+def race(packages: Mapping[str, tc.Package], rounds: int = 15) -> dict[str, float]:
+    """Median ms of each, in turns."""
+    deployments = {name: tc.deploy(package) for name, package in packages.items()}
+    (first,) = {id(p): p for p in list(packages.values())[:1]}.values()
+    inputs, _ = first.golden()
+    times: dict[str, list[float]] = {name: [] for name in packages}
+    for _ in range(rounds):
+        for name, deployment in deployments.items():
+            deployment(inputs)
+            begun = time.perf_counter()
+            for _ in range(10):
+                deployment(inputs)
+            times[name].append((time.perf_counter() - begun) * 100)
+    return {name: float(np.median(found)) for name, found in times.items()}
