@@ -68,6 +68,7 @@ def test_the_manifest_counts_every_product(package):
     assert {k["arithmetic"] for k in kernels} == {"int8"} and {k["family"] for k in kernels} == {"tile"}
 
 
+@pytest.mark.alone
 def test_a_package_is_profiled(package):
     found = tc.deploy(package, threads=1).profile(budget_s=0.1)
     assert {k["name"] for k in package.manifest["kernels"]} <= {k["name"] for k in found.kernels}

@@ -279,6 +279,7 @@ def test_rapl_starts_again_at_its_end(tmp_path):
     assert energy.since(before, found[:1]) == {"RAPL package-0": 2.0}
 
 
+@pytest.mark.alone
 def test_hwmon_counts_joules_or_sums_up_watts(tmp_path):
     file(tmp_path / "hwmon/hwmon0/name", "board")
     file(tmp_path / "hwmon/hwmon0/energy1_input", 3_000_000)

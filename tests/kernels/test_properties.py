@@ -1,14 +1,9 @@
-"""Every kernel family on random shapes against NumPy: with the model's decisions, and with any others.
-
-The programs are independent of each other and most of the time goes to LLVM, so they run in a pool of processes.
-"""
+"""Every kernel family on random shapes against NumPy: with the model's decisions, and with any others."""
 
 from __future__ import annotations
 
-import multiprocessing
 import zlib
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -17,8 +12,7 @@ import tvm
 
 from tests.kernels.cases import FAMILIES, Case
 from tests.lower.tools import need
-from tvmcompress import cpu, linking
-from tvmcompress.compilation import runs_here
+from tvmcompress import linking
 from tvmcompress.ir import graph
 from tvmcompress.isa import isa_of
 from tvmcompress.kernels.choices import Choose, untuned
@@ -95,23 +89,12 @@ def wrong(family: str, run: tuple[str, int, bool]) -> list[str]:
     return [*found, f"decisions: {sampled.made}"] if found else []
 
 
-@pytest.fixture(scope="module")
-def outcomes(request: pytest.FixtureRequest) -> Iterator[dict[tuple, Future]]:
-    """What `wrong` finds for each test that was collected."""
-    items = [item for item in request.session.items if getattr(item, "function", None) is test_random_shapes]
-    wanted = [(item.callspec.params["family"], item.callspec.params["run"]) for item in items]  # type: ignore[attr-defined]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(cpu.usable(), mp_context=context) as pool:
-        yield {pair: pool.submit(wrong, *pair) for pair in wanted if runs_here(Target.load(pair[1][0]))}
-        pool.shutdown(cancel_futures=True)
-
-
 def test_there_are_enough() -> None:
     assert AT_ONCE * len(FAMILIES) * len(RUNS) >= 2000
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run[0]}-{'any' if run[2] else 'model'}-O{run[1]}")
 @pytest.mark.parametrize("family", FAMILIES)
-def test_random_shapes(family: str, run: tuple[str, int, bool], outcomes: dict[tuple, Future]) -> None:
+def test_random_shapes(family: str, run: tuple[str, int, bool]) -> None:
     need(run[0])
-    assert outcomes[family, run].result() == []
+    assert wrong(family, run) == []

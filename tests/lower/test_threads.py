@@ -41,6 +41,7 @@ def both_at_once(first: Callable, second: Callable) -> float:
     return max(found)
 
 
+@pytest.mark.alone
 def test_two_threads_are_nearly_twice_as_fast_as_one(monkeypatch) -> None:
     """A convolution of 0.9 GMAC. A virtual machine's two CPUs are at times two halves of one core: then neither threads
     nor two programs that have nothing to do with each other gain anything, and the test is skipped, with the figures.

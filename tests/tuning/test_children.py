@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pytest
 
 from tests.networks import small
 from tvmcompress.tuning import children
@@ -33,6 +34,7 @@ def hang(path):
     time.sleep(1000)
 
 
+@pytest.mark.alone
 def test_outcomes_in_order(tmp_path) -> None:
     note = tmp_path / "pids"
     begun = time.monotonic()
@@ -48,6 +50,7 @@ def test_outcomes_in_order(tmp_path) -> None:
     assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in gone)
 
 
+@pytest.mark.alone
 def test_at_once() -> None:
     begun = time.monotonic()
     children.run([lambda: time.sleep(0.5)] * 4, 4, 10.0)
