@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 
 from tvmcompress import cpu
-from tvmcompress.errors import TargetError, UsageError
+from tvmcompress.errors import TargetError, TvmcompressError, UsageError
 from tvmcompress.isa import isa_of
 from tvmcompress.kernels.choices import versions
 from tvmcompress.model import Model
@@ -75,7 +75,11 @@ def tune(
         raise UsageError(f"nothing to tune: no kernel of the model is named like '{only}'")
     place = Place(target_key(target), board_key(cpu.describe()), versions())
     job = job_key(place, [task.workload for task in found])
-    transfer = Transfer.between(start_from, place, log, [task.workload for task in found]) if start_from else None
+    try:
+        transfer = Transfer.between(start_from, place, log, [task.workload for task in found]) if start_from else None
+    except TvmcompressError:
+        log.close()
+        raise
     spent, begun = log.spent(job), time.monotonic()
     deadline = begun + (budget_s - spent if budget_s is not None else float("inf"))
     clear_up()
