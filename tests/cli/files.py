@@ -67,9 +67,10 @@ def prepare(folder: Path) -> Path:
 
 
 def tune_briefly(monkeypatch) -> None:
-    """In this process tuning leaves a kernel alone after two trials without a gain."""
+    """In this process tuning leaves a kernel alone after two trials without a gain, and confirms one of them."""
     monkeypatch.setattr("tvmcompress.tuning.search.FLAT", 1)
-    monkeypatch.setattr("tvmcompress.tuning.search.BATCH", 2)
+    for name, value in (("BATCH", 2), ("FINALISTS", 1), ("ROUNDS", 1)):
+        monkeypatch.setattr(f"tvmcompress.tuning.search.{name}", value)
 
 
 def quick(arguments: str) -> int:

@@ -75,6 +75,7 @@ def tune(
     check(target, trials, budget_s, until)
     if not devices:
         check_here(target)
+    own = not isinstance(log, TuningLog)
     log = log if isinstance(log, TuningLog) else TuningLog.open(log)
     tell = events or (lambda _name, _facts: None)
     machine = target.to_tvm()
@@ -108,6 +109,10 @@ def tune(
         more = {"transfer": transfer.harvest(search.kernels)} if transfer else {}
         tell("done", {"trials": search.count, "new": search.fresh, "failures": dict(search.failures),
                       "seconds": search.seconds(), **more})  # fmt: skip
+    except BaseException:
+        if own:
+            log.close()
+        raise
     finally:
         if bench is not None:
             bench.close()
