@@ -89,14 +89,16 @@ def test_few_rounds_decide_nothing():
 
 
 def test_what_cannot_be_gated_is_said_before_any_work():
-    model = comparison().model
-    with pytest.raises(UsageError, match="nothing to be slower than; give --baseline"):
-        gate.check(None, model, 1, ["", "10.0.0.7"])
-    gate.check(None, model, 2, [""])
-    gate.check(None, model, 1, ["", ""])
-    gate.check(comparison(), model, 1, [""])
+    gate.check(None, comparison().model)
+    gate.check(comparison(), comparison().model)
     with pytest.raises(UsageError, match=r"of another model: resnet\.onnx .*not other\.onnx"):
-        gate.check(comparison(), {"name": "other.onnx", "sha256": "cd"}, 1, [""])
+        gate.check(comparison(), {"name": "other.onnx", "sha256": "cd"})
+
+
+def test_the_first_time_there_is_nothing_to_be_slower_than():
+    found = gate.gate(0.05, [], [], None)
+    assert found["passed"] and "baseline of the next time" in found["told"]
+    assert not gated(replace(comparison(), results=[]), comparison())["passed"]
 
 
 # Places ---------------------------------------------------------------------------------------------------------------

@@ -78,7 +78,8 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str | N
 )
 @click.option(
     "--baseline", type=options.PATH,
-    help="The --json of an earlier comparison to be slower than; else the first variant at each place is that.",
+    help="The --json of an earlier comparison to be slower than. Else that is the file which --json names, "
+    "when it is there already, and without one the first variant at each place.",
 )  # fmt: skip
 def command(
     model: Path,
@@ -118,6 +119,8 @@ def command(
             options.check_output(output, model, samples, labels, calibration)
     if baseline is not None and limit_slower is None:
         raise click.UsageError("--baseline is what --fail-if-slower compares with; give that too")
+    if baseline is None and limit_slower is not None and json_path not in (None, "-") and Path(json_path).is_file():
+        baseline = Path(json_path)  # type: ignore[arg-type]
     earlier = Comparison.load(baseline) if baseline is not None else None
     loaded = models.open_model(model, shapes, values)
     with screen.progress() as progress:

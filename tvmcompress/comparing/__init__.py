@@ -77,7 +77,7 @@ def compare(
     if baseline is not None and not isinstance(baseline, Comparison):
         baseline = Comparison.load(baseline)
     if fail_if_slower is not None:
-        gate.check(baseline, vars(model.source), len(names), [place.host for place in where])
+        gate.check(baseline, vars(model.source))
     before = os.getloadavg()[0]
     data = Given(model, samples, limit)
     models = {name: compressed(model, name, calibration, data.source, compress, tell) for name in names}
