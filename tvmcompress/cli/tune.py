@@ -157,6 +157,9 @@ class Summary:
             f"{facts['new']} new trials, {facts['trials']} in {facts['log']}: "
             f"{totals['untuned_ms']:.3g} to {totals['ms']:.3g} ms in these kernels ({totals['gain']:.2f} times faster)"
         )
+        if model := facts.get("model_ms"):
+            before, after = model["untuned"], model["tuned"]
+            table.title += f"\nthe model: {before:.3g} to {after:.3g} ms ({before / after:.2f} times faster)"
         if transfer := facts.get("transfer"):
             name, seeds, saved = transfer["from"].split(":")[0], transfer["seeds"], transfer["saved"]
             table.title += (
@@ -208,10 +211,10 @@ def shown(budget: float | None) -> Iterator[Callable[[str, Mapping[str, Any]], N
 
 def status(state: Mapping[str, Any], seconds: float, budget: float | None) -> str:
     parts = [f"{state['trials']} of {state['limit']} trials"]
-    if state.get("ms"):
-        parts.append(
-            f"{state['untuned_ms']:.3g} to {state['ms']:.3g} ms ({state['untuned_ms'] / state['ms']:.2f} times)"
-        )
+    before, now = ("model_untuned_ms", "model_ms") if state.get("model_ms") else ("untuned_ms", "ms")
+    if state.get(now):
+        what = "the model" if now == "model_ms" else "its kernels"
+        parts.append(f"{what} {state[before]:.3g} to {state[now]:.3g} ms ({state[before] / state[now]:.2f} times)")
     if failures := state.get("failures"):
         parts.append("failed: " + ", ".join(f"{count} {kind}" for kind, count in failures.items()))
     if budget is not None:

@@ -33,6 +33,7 @@ from tvmcompress.tuning.crew import Crew
 from tvmcompress.tuning.search import Place, Search
 from tvmcompress.tuning.tasks import tasks
 from tvmcompress.tuning.transfer import Transfer
+from tvmcompress.tuning.whole import Whole
 from tvmcompress.tuning.workshop import Workshop
 from tvmcompress.tuning_log import TuningLog
 from tvmcompress.tunnels import Route
@@ -79,7 +80,8 @@ def tune(
     log = log if isinstance(log, TuningLog) else TuningLog.open(log)
     tell = events or (lambda _name, _facts: None)
     machine = target.to_tvm()
-    found = [t for t in tasks(simplified(model.module), machine, isa_of(machine, target.l1d, target.l2))
+    module = simplified(model.module)
+    found = [t for t in tasks(module, machine, isa_of(machine, target.l1d, target.l2))
              if fnmatch.fnmatch(t.workload, only)]  # fmt: skip
     if not found:
         raise UsageError(f"nothing to tune: no kernel of the model is named like '{only}'")
@@ -95,7 +97,10 @@ def tune(
         transfer = Transfer.between(start_from, place, log, names) if start_from else None
         account = Account(log, job, bench)
         deadline = account.begun + (budget_s - account.before if budget_s is not None else float("inf"))
-        search = Search(found, place, workshop, bench, log, account.and_tell(tell), trials, deadline, until, seed)
+        whole = Whole(model, module, workshop, bench)
+        search = Search(
+            found, place, workshop, bench, log, account.and_tell(tell), trials, deadline, until, seed, whole
+        )  # fmt: skip
         if transfer:
             transfer.sow(search.kernels)
         facts = {"kernels": len(found), "trials": search.count, "limit": trials, "budget_s": budget_s}
@@ -104,11 +109,12 @@ def tune(
         try:
             search.run()
             search.confirm()
+            model_ms = whole.end(log.decisions(place.target, place.versions, place.board)) if search.fresh else None
         finally:
             account.settle()
         more = {"transfer": transfer.harvest(search.kernels)} if transfer else {}
         tell("done", {"trials": search.count, "new": search.fresh, "failures": dict(search.failures),
-                      "seconds": search.seconds(), **more})  # fmt: skip
+                      "seconds": search.seconds(), "model_ms": model_ms, **more})  # fmt: skip
     except BaseException:
         if own:
             log.close()

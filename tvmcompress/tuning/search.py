@@ -24,6 +24,7 @@ from tvmcompress.tuning.children import Outcome
 from tvmcompress.tuning.cost_model import CostModel
 from tvmcompress.tuning.generic_space import TraceSpace
 from tvmcompress.tuning.tasks import Task
+from tvmcompress.tuning.whole import Whole
 from tvmcompress.tuning.workshop import Built, Workshop
 from tvmcompress.tuning_log import TuningLog
 
@@ -93,8 +94,9 @@ class Search:
 
     def __init__(
         self, tasks: list[Task], place: Place, workshop: Workshop, bench: Bench, log: TuningLog, tell: Tell,
-        limit: int, deadline: float, until: float, seed: int = 0,
+        limit: int, deadline: float, until: float, seed: int = 0, whole: Whole | None = None,
     ) -> None:  # fmt: skip
+        self.whole = whole
         self.place, self.workshop, self.bench, self.log, self.tell = place, workshop, bench, log, tell
         self.limit, self.deadline, self.until = limit, deadline, until
         self.rng, self.model = np.random.default_rng(seed), CostModel()
@@ -120,6 +122,8 @@ class Search:
         return time.monotonic() - self.bench.paused_s >= self.deadline
 
     def run(self) -> None:
+        if self.whole is not None:
+            self.whole.begin()
         self.begin()
         for sown in self.kernels:
             while sown.seeds and not sown.ended and not self.over:
@@ -332,4 +336,6 @@ class Search:
         start = sum(k.total(k.start) for k in self.kernels)
         best = sum(k.total(min(k.best, k.start)) for k in self.kernels)
         state = {"untuned_ms": start, "ms": best, "trials": self.count, "failures": dict(self.failures)}
+        if self.whole is not None and (model := self.whole.untuned_ms):
+            state |= {"model_untuned_ms": model, "model_ms": max(model - start + best, 0.0)}  # by what kernels gained
         self.tell("progress", {"workload": kernel.task.workload, **state})

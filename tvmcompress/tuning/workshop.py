@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from tvmcompress import linking
 from tvmcompress.ir import evaluate, graph
 from tvmcompress.isa import Isa, isa_of
 from tvmcompress.kernels.choices import Decisions, Question, Recorder, decided, nearest
-from tvmcompress.lower.pipeline import Lowered, lower_kernels
+from tvmcompress.lower.pipeline import Lowered, lower, lower_kernels
 from tvmcompress.target import Target
 from tvmcompress.trials import digest
 from tvmcompress.tuning import children
@@ -94,11 +94,26 @@ class Workshop:
             return Built(recorder.decisions(task.workload), recorder.asked[task.workload], None)
         if lowered.fallbacks:
             raise RuntimeError("; ".join(lowered.fallbacks.values()))
+        return self._linked(lowered, recorder.decisions(task.workload), recorder.asked[task.workload], folder)
+
+    def _linked(self, lowered: Lowered, decisions: Decisions, asked: dict[str, Question], folder: Path) -> Built:
         folder.mkdir(parents=True)
         lowered.executable.export_library(str(folder / "library.so"), fcompile=self.link, workspace_dir=str(folder))
         for i, tensor in enumerate(lowered.stored):
             np.save(folder / f"{i}.npy", graph.as_numpy(tensor).reshape(-1).view(np.uint8))
-        return _built(lowered, recorder, task, folder)
+        weights = tuple((str(t.dtype), tuple(int(d) for d in t.shape)) for t in lowered.stored)
+        return Built(decisions, asked, folder, lowered.inputs, weights, lowered.prepares)
+
+    def build_whole(self, task: Task, tables: Mapping[str, Mapping[str, Any]]) -> Built | None:
+        """A model, each kernel with the decisions that are known for it; None when it cannot be built in time."""
+        self.count += 1
+        folder = self.folder / f"{self.count}"
+
+        def work() -> Built:
+            return self._linked(lower(task.module, self.machine, self.isa, None, decided(tables)), {}, {}, folder)
+
+        (outcome,) = self.run([work], REFERENCE_S)
+        return outcome.value if outcome.status == "ok" else None
 
     def refer(self, tasks: Sequence[Task]) -> list[str]:
         """Computes what each kernel must give, by TVM's stock kernels; for each what went wrong, if anything."""
@@ -109,13 +124,6 @@ class Workshop:
     def forget(self, built: Built) -> None:
         if built.folder is not None:
             shutil.rmtree(built.folder, ignore_errors=True)
-
-
-def _built(lowered: Lowered, recorder: Recorder, task: Task, folder: Path) -> Built:
-    asked = recorder.asked[task.workload]
-    weights = tuple((str(t.dtype), tuple(int(d) for d in t.shape)) for t in lowered.stored)
-    decisions = recorder.decisions(task.workload)
-    return Built(decisions, asked, folder, lowered.inputs, weights, lowered.prepares)
 
 
 def _reference(task: Task) -> list[np.ndarray]:
