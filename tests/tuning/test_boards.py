@@ -24,7 +24,7 @@ from tests import networks
 from tests.arm_board import arm_board  # noqa: F401  a fixture
 from tests.boards import Cable, Served, answers, board, eventually, free_port, tracker
 from tvmcompress import cpu, linking
-from tvmcompress.errors import MissingDependencyError, TargetError, TvmcompressError
+from tvmcompress.errors import MissingDependencyError, TargetError, TvmcompressError, UsageError
 from tvmcompress.kernels.choices import versions
 from tvmcompress.target import Target
 from tvmcompress.trials import board_key, target_key
@@ -280,6 +280,10 @@ def test_a_device_that_is_not_there(tmp_path) -> None:
     onnx.save(networks.small(32), tmp_path / "net.onnx")
     with pytest.raises(BoardError, match="cannot connect"):
         tune(tc.load(tmp_path / "net.onnx"), "native", devices=[f"pi@127.0.0.1:{free_port()}"], log=tmp_path / "log.db")
+    with pytest.raises(UsageError, match="two runs"):
+        tune(tc.load(tmp_path / "net.onnx"), "native", devices=["local", "pi:1"], log=tmp_path / "log.db")
+    with pytest.raises(TargetError, match="for a GPU"):
+        tune(tc.load(tmp_path / "net.onnx"), "cuda-sm80", log=tmp_path / "log.db")
     with pytest.raises(TargetError, match="--device"):
         tune(tc.load(tmp_path / "net.onnx"), "riscv64", log=tmp_path / "log.db")
 

@@ -74,7 +74,7 @@ def tune(
     """
     target = target if isinstance(target, Target) else Target.load(target)
     check(target, trials, budget_s, until)
-    if not devices:
+    if not (devices := boards_of(devices)):
         check_here(target)
     own = not isinstance(log, TuningLog)
     log = log if isinstance(log, TuningLog) else TuningLog.open(log)
@@ -143,6 +143,16 @@ def check(target: Target, trials: int, budget_s: float | None, until: float) -> 
         raise TargetError(
             f"{target.name} has several builds: tune for one of {', '.join(b.name for b in target.builds)}"
         )
+    if target.kind != "cpu":
+        raise TargetError(f"{target.name} is for a GPU, and kernels for CPUs alone are tuned")
+
+
+def boards_of(devices: Sequence[str]) -> list[str]:
+    """Without `local`, which stands for this machine and must stand alone."""
+    boards = [text for text in devices if text.strip() != "local"]
+    if boards and len(boards) < len(devices):
+        raise UsageError("this machine and boards are tuned in two runs: they are not of one kind")
+    return boards
 
 
 def check_here(target: Target) -> None:

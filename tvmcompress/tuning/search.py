@@ -284,8 +284,10 @@ class Search:
                 self.keep(kernel, kernel.untuned, kernel.start, kernel.start)
             else:
                 open_ones.append(kernel)
-        for i in range(0, len(open_ones), self.bench.at_once):
-            self.final(open_ones[i : i + self.bench.at_once])
+        while open_ones:
+            count = self.bench.at_once  # boards come and go
+            self.final(open_ones[:count])
+            del open_ones[:count]
 
     def final(self, kernels: Sequence[Kernel]) -> None:
         """Of a few kernels, as many as are measured at once."""
