@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +50,7 @@ def servers(count: int, pause: float) -> Iterator[list[str]]:
 def rate(folder: Path, count: int, pause: float, jobs: int) -> float:
     """Jobs a second."""
     with servers(count, pause) as addresses, TuningLog.open(folder / "log.db") as log:
-        workshop = Workshop(Target.load("native"), folder, 2)
+        workshop = Workshop(Target.load("native"), Path(tempfile.mkdtemp(dir=folder)), 2)
         crew = Crew(addresses, None, workshop, log, lambda _name, _facts: None)
         try:
             begun = time.monotonic()

@@ -10,15 +10,13 @@ import secrets
 import threading
 import time
 from dataclasses import replace
-from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING
 
 from tvmcompress.device import Address, connect, lease
 from tvmcompress.errors import TvmcompressError
 from tvmcompress.trials import board_key, target_key
-from tvmcompress.tuning import children
-from tvmcompress.tuning.bench import Job, Place, measured, verdict
+from tvmcompress.tuning.bench import Job, verdict
 from tvmcompress.tuning.children import Outcome
 from tvmcompress.wire import BoardError, Control
 
@@ -189,10 +187,9 @@ class Board:
 
     def run(self, job: Job, name: str) -> Outcome:
         host, port = self.crew.tunnels.to(self.address.host, self.address.port)
-        place = Place(host, port, f"{self.key} -name={name}", self.cores)
-        work = partial(measured, job, place)
-        (outcome,) = children.run([work], 1, job.seconds, lambda: self.crew.closed)
-        return verdict(outcome)
+        work = job.work(host, port, f"{self.key} -name={name}", self.cores)
+        status, value, error = self.crew.nursery.run(work, job.seconds, lambda: self.crew.closed)
+        return verdict(Outcome(status, value, error))
 
     def told(self, name: str) -> dict:
         """How the board says a session ended; one that still runs, though its client has gone, is ended."""

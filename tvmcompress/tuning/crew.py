@@ -21,6 +21,7 @@ from tvm import relax
 
 from tvmcompress.device import CONNECT_SECONDS, find
 from tvmcompress.errors import TargetError, TvmcompressError
+from tvmcompress.timing.nursery import Nursery
 from tvmcompress.tuning.bench import Job
 from tvmcompress.tuning.board import Board, Unfit
 from tvmcompress.tuning.children import Outcome
@@ -55,6 +56,7 @@ class Crew:
     ) -> None:
         self.devices, self.target, self.log, self._tell = list(devices), workshop.target, log, tell
         self.tunnels = Tunnels(route or Route(), CONNECT_SECONDS)
+        self.nursery = Nursery()
         self.holder = secrets.token_hex(8)
         self.health = health_job(workshop)
         self.boards: list[Board] = []
@@ -214,6 +216,7 @@ class Crew:
             self.lock.notify_all()
         for board in self.boards:
             board.thread.join(3.0)
+        self.nursery.close()
         self.tunnels.close()
 
 

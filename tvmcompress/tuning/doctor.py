@@ -8,7 +8,6 @@ import statistics
 import tempfile
 import time
 from dataclasses import dataclass
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from tvmcompress import cpu
 from tvmcompress.device import CONNECT_SECONDS, connect, find, lease
 from tvmcompress.errors import TargetError, TvmcompressError
 from tvmcompress.target import Target
-from tvmcompress.tuning import children
-from tvmcompress.tuning.bench import Place, measured, verdict
+from tvmcompress.timing.nursery import Nursery
+from tvmcompress.tuning.bench import verdict
+from tvmcompress.tuning.children import Outcome
 from tvmcompress.tuning.crew import health_job
 from tvmcompress.tuning.workshop import Workshop
 from tvmcompress.tunnels import Route, Tunnels
@@ -55,7 +55,7 @@ def examine(address: str, target: str | None = None, route: Route | None = None)
             findings.append(suits)
             if suits.verdict != "bad":
                 host, port = tunnels.to(board.host, board.port)
-                findings.append(kernel(control, wanted, Place(host, port, key, control.status["cpu"]["cores"])))
+                findings.append(kernel(control, wanted, host, port, key))
             return findings
         finally:
             control.close()
@@ -149,13 +149,18 @@ def features(control: Control, target: Target) -> Finding:
     return Finding("features", f"all that {target.name} needs")
 
 
-def kernel(control: Control, target: Target, place: Place) -> Finding:
+def kernel(control: Control, target: Target, host: str, port: int, key: str) -> Finding:
     """A kernel of the target's that must give the right answer."""
     folder = Path(tempfile.mkdtemp(prefix="tvmcompress-"))
     try:
         job = health_job(Workshop(target, folder, cpu.usable()))
-        (outcome,) = children.run([partial(measured, job, place)], 1, job.seconds)
-        outcome = verdict(outcome)
+        cores = control.status["cpu"]["cores"]
+        nursery = Nursery()
+        try:
+            ended = nursery.run(job.work(host, port, key, cores), job.seconds, lambda: False)
+        finally:
+            nursery.close()
+        outcome = verdict(Outcome(*ended))
     except TvmcompressError as error:
         return Finding("kernel", str(error), "bad", "repair this machine first: it is built here")
     finally:
@@ -166,4 +171,4 @@ def kernel(control: Control, target: Target, place: Place) -> Finding:
     if control.status["emulated"]:
         return Finding("kernel", "right")
     gflops = 2 * job.task.macs / (min(outcome.value[0]) * 1e6)
-    return Finding("kernel", f"right, {gflops:.3g} GFLOP/s of float32 on {place.threads} threads")
+    return Finding("kernel", f"right, {gflops:.3g} GFLOP/s of float32 on {cores} threads")

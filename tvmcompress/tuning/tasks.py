@@ -18,6 +18,7 @@ from tvmcompress.isa import Isa
 from tvmcompress.kernels.choices import Recorder, untuned
 from tvmcompress.lower import traces
 from tvmcompress.lower.pipeline import lower_graph, lower_kernels
+from tvmcompress.timing.session import np_dtype
 
 ANCHORS = ("relax.nn.conv2d", "relax.matmul")
 # What is not fused behind an anchor though its shape is the same.
@@ -49,13 +50,6 @@ def random_array(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -
         low, high = (info.min, info.max) if info.bits == 8 else (-1000, 1000)
         return rng.integers(low, high, shape, dtype, endpoint=True)
     return rng.standard_normal(shape).astype(np.float32).astype(np_dtype(dtype))
-
-
-def np_dtype(name: str) -> np.dtype:
-    """Also those that NumPy alone does not know."""
-    import ml_dtypes  # registers them
-
-    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def tasks(module: tvm.IRModule, target: tvm.target.Target, isa: Isa) -> list[Task]:
