@@ -21,20 +21,21 @@ from tvmcompress.tuning.crew import Crew  # noqa: E402
 from tvmcompress.tuning.workshop import Workshop  # noqa: E402
 from tvmcompress.tuning_log import TuningLog  # noqa: E402
 
-CASES = ((0.2, 8, 60), (2.0, 64, 6))  # the pause in seconds, how many boards, jobs of each
+CASES = ((0.2, 8, 40), (2.0, 64, 15))  # the pause in seconds, how many boards, jobs of each
 ROUNDS = 3
 
 
 @contextmanager
 def servers(count: int, pause: float) -> Iterator[list[str]]:
-    """Boards that share this machine, which is why the known kernel's time is not looked at."""
-    found, pids = [], []
-    for _ in range(count):
+    """Boards of one CPU each, which share this machine: so the known kernel's time is not looked at."""
+    found, pids, cpus = [], [], sorted(os.sched_getaffinity(0))
+    for number in range(count):
         listening = watchdog.bound("127.0.0.1", 0)
         found.append(f"127.0.0.1:{listening.getsockname()[1]}")
         pid = os.fork()
         if pid == 0:
             process.die_with_parent()
+            os.sched_setaffinity(0, {cpus[number % len(cpus)]})
             listener.run(listening, before=lambda: time.sleep(pause))
             os._exit(0)
         pids.append(pid)
