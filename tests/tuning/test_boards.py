@@ -105,6 +105,14 @@ def test_crashing_and_hanging_kernels(shop, tmp_path, monkeypatch) -> None:
         eventually(lambda: not listener.children(), 10, "an end of its sessions")
 
 
+def test_the_small_process_may_die_too(shop, tmp_path) -> None:
+    with board() as one, crew_of(shop, tmp_path / "log", one) as (made, _):
+        assert statuses(made, [made.health]) == ["ok"]
+        made.nursery.process.kill()
+        made.nursery.process.wait()
+        assert statuses(made, [made.health] * 2) == ["ok"] * 2
+
+
 def test_a_candidate_that_takes_the_board_down_twice_is_left_alone(shop, tmp_path) -> None:
     with board() as one, crew_of(shop, tmp_path / "log", one) as (made, _):
         outcomes = dict(made.measure([spoiled(made.health, KILLS, tmp_path / "a"), made.health]))

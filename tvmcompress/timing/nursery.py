@@ -33,6 +33,10 @@ class Nursery:
     """May be used by several threads. Close it."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.begin()
+
+    def begin(self) -> None:
         ours, theirs = socket.socketpair()
         command = [sys.executable, "-m", "tvmcompress.timing.nursery", str(theirs.fileno())]
         paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
@@ -43,7 +47,6 @@ class Nursery:
         )  # fmt: skip
         theirs.close()
         self.connection = Connection(ours.detach())
-        self.lock = threading.Lock()
 
     def run(self, work: Work, seconds: float, given_up: Callable[[], bool]) -> Ended:
         """What came of it within `seconds`. Raises KeyboardInterrupt soon after `given_up` has become true."""
@@ -53,6 +56,8 @@ class Nursery:
         try:
             data = pickle.dumps(work, protocol=5)
             with self.lock:
+                if self.process.poll() is not None:  # killed, for want of memory perhaps
+                    self.begin()
                 self.connection.send_bytes(data)
                 send_handle(self.connection, theirs.fileno(), self.process.pid)
                 child = self.connection.recv()
