@@ -17,7 +17,8 @@ LAYERS = [
     ("commands", {"cli"}),
     (
         "verbs",
-        {"frontend", "compression", "compilation", "deployment", "inspection", "tuning", "comparing", "bundling"},
+        {"frontend", "compression", "compilation", "deployment", "inspection", "tuning", "comparing", "bundling"}
+        | {"breakeven"},
     ),
     ("how a deployment is measured", {"measurement"}),
     ("recipes", {"recipe"}),
@@ -29,7 +30,8 @@ LAYERS = [
     ("packages and what runs them", {"package", "remote", "runtime", "timing"}),
     (
         "a comparison, and how it is shown",
-        {"comparison", "comparison_tables", "comparison_text", "comparison_html", "comparison_charts"},
+        {"comparison", "comparison_tables", "comparison_text", "comparison_html", "comparison_charts"}
+        | {"breakeven_html"},
     ),
     (
         "nouns",

@@ -18,14 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tvm
 
-from tvmcompress import archive, cpu, golden, linking, trials
-from tvmcompress.errors import ModelError, TvmcompressError
+from tvmcompress import archive, golden, linking, trials
+from tvmcompress.errors import ModelError, TvmcompressError, UsageError, did_you_mean
 from tvmcompress.ir import graph
 from tvmcompress.ir.macs import macs
 from tvmcompress.isa import isa_of
 from tvmcompress.kernels.choices import Recorder, decided, versions
-from tvmcompress.lower import host
+from tvmcompress.lower import host, twins
+from tvmcompress.lower.host import runs_here
 from tvmcompress.lower.pipeline import Lowered, loaded, lower
+from tvmcompress.lower.sparse import KEEP, POLICIES, Keep
 from tvmcompress.lower.weights import digest
 from tvmcompress.manifest import one_of_several
 from tvmcompress.model import Model, spec_json
@@ -55,6 +57,7 @@ def compile(
     *,
     log: TuningLog | str | os.PathLike | None = None,
     decisions: Mapping[str, Mapping[str, Any]] | None = None,
+    keep: str = "faster",
     progress: Progress | None = None,
     between: Callable | None = None,
 ) -> Package:
@@ -62,11 +65,16 @@ def compile(
 
     log: where `tune` wrote what it measured; kernels that were tuned for this very target are made as was best there,
     and without one as the records that ship with the project say. decisions: instead, tables by kernel, as
-    `manifest["kernels"]` of another package has them (see kernels.choices). progress: called with (steps done, steps
-    in all, what is being done). between: called with (step, module) after each step of the lowering, for every build.
+    `manifest["kernels"]` of another package has them (see kernels.choices). keep: which layers whose weights hold zeros
+    get sparse kernels: those that are "faster" so (by estimate; where the target runs here the whole program is timed
+    against its dense twin, too, and stays dense where it is slower), "smaller" ones, "always" all of them, or "never".
+    progress: called with (steps done, steps in all, what is being done). between: called with (step, module) after each
+    step of the lowering, for every build.
     Raises MissingDependencyError when the target's linker is not installed, TargetError for an unknown target,
-    ModelError for a model that TVM cannot compile.
+    UsageError for an unknown `keep`, ModelError for a model that TVM cannot compile.
     """
+    if keep not in POLICIES:
+        raise UsageError(f"keep: wanted one of {', '.join(POLICIES)}, got {keep!r}{did_you_mean(keep, POLICIES)}")
     target = target if isinstance(target, Target) else Target.load(target)
     tell = progress or (lambda _done, _total, _text: None)
     links = [linking.linker(one) for one in target.each]  # before the work: one may not be installed
@@ -79,18 +87,57 @@ def compile(
             which = f" for {one.name}" if target.builds else ""
             tell(2 * i + 1, steps, f"generating kernels{which}")
             tables = tuned(one, log) if decisions is None else decisions
-            lowered = build(module, one, between, bool(target.builds), tables)
+            make = partial(linked, module, one, link, Path(folder, str(i)), bool(target.builds), tables)
+            made = make(Keep(keep), between)
             tell(2 * i + 2, steps, f"linking{which}")
-            library = Path(folder, str(i), "library.so")
-            library.parent.mkdir()
-            lowered.executable.export_library(str(library), fcompile=link, workspace_dir=str(library.parent))
-            builds.append(Build(one, lowered, library))
+            guard = keep == "faster" and not target.builds and runs_here(one)
+            builds.append(guarded(made, make, examples(model)) if guard else made)
         tell(steps - 2, steps, "computing golden outputs")
         inputs, outputs = golden_tensors(model, module, builds)
         tell(steps - 1, steps, "writing the package")
         package = packed(model, module, target, builds, inputs, outputs)
     tell(steps, steps, "done")
     return package
+
+
+def linked(
+    module: tvm.IRModule, target: Target, link: Callable, folder: Path, neutral: bool, tables: Mapping,
+    keep: Keep, between: Callable | None = None,
+) -> Build:  # fmt: skip
+    """A build, linked in a folder of its own."""
+    lowered = build(module, target, between, neutral, tables, keep)
+    folder.mkdir(exist_ok=True)
+    library = Path(tempfile.mkdtemp(dir=folder), "library.so")
+    lowered.executable.export_library(str(library), fcompile=link, workspace_dir=str(library.parent))
+    return Build(target, lowered, library)
+
+
+def guarded(made: Build, make: Callable[[Keep], Build], inputs: list[np.ndarray]) -> Build:
+    """`made`, or where that is faster here a build with fewer sparse kernels: those that promise most, or none.
+
+    What is tried is noted in the rows of the layers.
+    """
+    sparse = {row["name"]: row["sparse"] for row in made.lowered.layers if row.get("sparse", {}).get("kept")}
+    if not sparse:
+        return made
+    twin = make(Keep("never"))
+    if (ratio := twins.ratio(made, twin, inputs)) < twins.WON:
+        return noted(made, sparse, ratio)
+    doubtful = frozenset(name for name, row in sparse.items() if row["estimate"] > twins.SURE)
+    if doubtful and len(doubtful) < len(sparse):
+        fewer = make(Keep("faster", doubtful))
+        if (second := twins.ratio(fewer, twin, inputs)) < twins.WON:
+            return noted(fewer, sparse, second)
+    return noted(make(Keep("faster", frozenset(sparse))), sparse, ratio)
+
+
+def noted(made: Build, sparse: Mapping[str, dict], ratio: float) -> Build:
+    """With what was measured of the whole program: its time over that of the dense one."""
+    rows = [
+        row | {"sparse": row["sparse"] | {"whole": round(ratio, 3)}} if row.get("name") in sparse else row
+        for row in made.lowered.layers
+    ]
+    return replace(made, lowered=replace(made.lowered, layers=rows))
 
 
 def packed(
@@ -149,6 +196,7 @@ def build(
     between: Callable | None = None,
     neutral: bool = False,
     tables: Mapping[str, Mapping[str, Any]] | None = None,
+    keep: Keep = KEEP,
 ) -> Lowered:
     """Lower for a target without further builds, TVM's errors translated; `tables`: decisions by kernel.
 
@@ -162,7 +210,7 @@ def build(
         tvm_target = target.to_tvm()
         isa = isa_of(tvm_target, target.l1d, target.l2)
         taken = Recorder(decided(tables or {}))
-        lowered = lower(module, tvm_target, isa, between, taken, neutral)
+        lowered = lower(module, tvm_target, isa, between, taken, neutral, keep)
         return replace(lowered, kernels=[{**row, "decisions": taken.decisions(row["key"])} for row in lowered.kernels])
     except TvmcompressError:
         raise
@@ -172,8 +220,10 @@ def build(
         raise ModelError(f"this model cannot be compiled for {target.name}: {reason}") from error
 
 
-def runs_here(target: Target) -> bool:
-    return target.kind == "cpu" and target.arch == cpu.architecture() and not cpu.missing(target.features_needed())
+def examples(model: Model) -> list[np.ndarray]:
+    """Golden inputs in order."""
+    inputs = golden.example_inputs(model.inputs)
+    return [inputs[spec.name] for spec in model.inputs]
 
 
 def golden_tensors(model: Model, module: tvm.IRModule, builds: list[Build]) -> tuple[dict, dict]:

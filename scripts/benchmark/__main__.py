@@ -4,6 +4,7 @@
     scripts/bench --networks resnet18    some networks
     scripts/bench --times                only latencies, of more networks, against the other runtimes
     scripts/bench --kernels              single convolutions, as shares of the processor's peak
+    scripts/bench --compressed           recipes side by side: size, speed and error of each
     scripts/bench --memory               also loading, compressing and compiling a model of 400 MB
     scripts/bench --readme               write the tables into README.md
     scripts/bench --from build/bench.json --readme    measure nothing, write it all from figures that are there
@@ -20,7 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from scripts.benchmark import layers, memory, network, tables
+from scripts.benchmark import compressed, layers, memory, network, tables
 from scripts.benchmark.subjects import MORE, USUAL
 from tvmcompress import cpu
 
@@ -33,6 +34,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--networks", help=f"default: {USUAL}; with --kernels: {layers.NETWORKS}")
     made.add_argument("--times", action="store_true", help=f"only latencies; default networks also {MORE}")
     made.add_argument("--kernels", action="store_true", help="only single convolutions")
+    made.add_argument("--compressed", action="store_true", help="only recipes side by side")
+    made.add_argument("--recipes", default=compressed.RECIPES, help="with --compressed")
     made.add_argument("--seconds", type=float, default=8.0, help="of timing for each network")
     made.add_argument("--stock", default="resnet18,mobilenet_v2", help="networks also compiled by TVM's default")
     made.add_argument("--memory", action="store_true", help="also peak memory of compiling")
@@ -49,6 +52,13 @@ def measure(options: argparse.Namespace) -> dict:
         if options.kernels:
             names = (options.networks or layers.NETWORKS).split(",")
             result["layers"] = layers.measure(Path(folder), names, show)
+            return result
+        if options.compressed:
+            result["compressed"] = []
+            for name in (options.networks or compressed.NETWORKS).split(","):
+                row = compressed.measure(name, Path(folder), options.seconds, options.recipes.split(","))
+                print(compressed.one(row), file=sys.stderr, flush=True)
+                result["compressed"].append(row)
             return result
         result["networks"] = []
         for name in (options.networks or (f"{USUAL},{MORE}" if options.times else USUAL)).split(","):
@@ -81,6 +91,8 @@ def draw(result: dict, path: Path) -> None:
     """Charts beside the JSON at `path`."""
     from scripts.benchmark import chart
 
+    if "compressed" in result:
+        return
     if "layers" in result:
         chart.layers(result, path.with_suffix(".png"))
         return
@@ -89,14 +101,21 @@ def draw(result: dict, path: Path) -> None:
         chart.shares(result, path.with_name(f"{path.stem}-shares.png"))
 
 
+def text_of(result: dict) -> str:
+    if "compressed" in result:
+        return compressed.table(result)
+    return tables.layers(result) if "layers" in result else tables.table(result)
+
+
 def main() -> None:
     options = parser().parse_args()
     result = json.loads(options.stored.read_text()) if options.stored else measure(options)
-    single = "layers" in result
-    path = options.json or options.stored or ROOT / "build" / ("kernels.json" if single else "bench.json")
+    single = "layers" in result or "compressed" in result
+    kind = "kernels" if "layers" in result else "compressed" if single else "bench"
+    path = options.json or options.stored or ROOT / "build" / f"{kind}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
-    text = tables.layers(result) if single else tables.table(result)
+    text = text_of(result)
     print(text)
     whole = text if single else f"{text}\n\n{tables.kernels(result)}".rstrip()
     path.with_suffix(".md").write_text(whole + "\n")

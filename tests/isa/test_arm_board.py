@@ -36,8 +36,17 @@ def relax_conv(x, w, conv: Conv2d):
     return relax.op.nn.conv2d(x, w, list(conv.strides), list(conv.padding), list(conv.dilation), conv.groups)
 
 
-def everything() -> tuple[Model, dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """A model of several products, its inputs, and what NumPy makes of them."""
+def emptied(w: np.ndarray, seed: int) -> np.ndarray:
+    """(outputs, inputs, …) with zeros: of every other layer anywhere, of the rest in blocks of 8 by 4."""
+    height, width = (8, 4) if seed % 2 else (1, 1)
+    coarse = (-(-w.shape[0] // height), -(-w.shape[1] // width), *w.shape[2:])
+    mask = np.random.default_rng(seed).random(coarse) < 0.2
+    mask = np.repeat(np.repeat(mask, height, 0), width, 1)[: w.shape[0], : w.shape[1]]
+    return w * mask.astype(w.dtype)
+
+
+def everything(sparse: bool = False) -> tuple[Model, dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """A model of several products, its inputs, and what NumPy makes of them. `sparse`: most weights are zero."""
     specs, builds, inputs, wanted = [], [], {}, {}
 
     def case(array: np.ndarray, build, result: np.ndarray) -> None:
@@ -49,6 +58,7 @@ def everything() -> tuple[Model, dict[str, np.ndarray], dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
     for i, conv in enumerate(SHAPES):
         w = random_bytes((conv.oc, conv.c // conv.groups, *conv.kernel), "int8", i)
+        w = emptied(w, i) if sparse else w
         for dtype in ("uint8", "int8"):
             x = random_bytes((conv.n, conv.h, conv.w, conv.c), dtype, i)
             sums = reference.conv2d(x, w, conv, 7) - 7 * w.astype(np.int64).sum((1, 2, 3))
@@ -68,6 +78,7 @@ def everything() -> tuple[Model, dict[str, np.ndarray], dict[str, np.ndarray]]:
         case(first(x), real, first(reference.conv2d(x, floats, conv)))
     for dtype in ("uint8", "int8"):
         x, w = random_bytes((5, 77), dtype, 3), random_bytes((77, 19), "int8", 4)
+        w = np.ascontiguousarray(emptied(w.T, len(specs)).T) if sparse else w
 
         def product(rw, q, w=w):
             y = rw.emit(relax.op.matmul(dequantized(rw, q, 1.0, 9), weights(rw, w, 1, 1.0)))
@@ -89,12 +100,14 @@ def everything() -> tuple[Model, dict[str, np.ndarray], dict[str, np.ndarray]]:
     return Model(module, tuple(specs), outputs, Source("products", "test", 0, "")), inputs, wanted
 
 
-def check(board: ArmBoard, target: str, folder: Path) -> None:
+def check(board: ArmBoard, target: str, folder: Path, sparse: bool = False) -> None:
     cross_compile(target, folder)  # skips where no cross compiler is installed
-    model, inputs, wanted = everything()
-    package = tc.compile(model, Target.load(target))
+    model, inputs, wanted = everything(sparse)
+    package = tc.compile(model, Target.load(target), keep="always")
     assert package.manifest["fallbacks"] == []
-    assert any(row.get("algorithm") == "winograd" for row in package.manifest["layers"])
+    rows = package.manifest["layers"]
+    assert any(row.get("algorithm") == "winograd" for row in rows) or sparse
+    assert sum(row.get("sparse", {}).get("kept", False) for row in rows) == (12 if sparse else 0)
     package.save(folder / "products.tar")
     results = board.run_package(folder / "products.tar", inputs)
     for name, expected in wanted.items():
@@ -110,3 +123,11 @@ def test_with_the_dot_product(arm_board: ArmBoard, tmp_path: Path) -> None:  # n
 
 def test_without_it_on_an_older_core(arm_board: ArmBoard, tmp_path: Path) -> None:  # noqa: F811
     check(arm_board.with_cpu("cortex-a53"), "rpi4", tmp_path)
+
+
+def test_sparse_with_the_dot_product(arm_board: ArmBoard, tmp_path: Path) -> None:  # noqa: F811
+    check(arm_board, "rpi5", tmp_path, sparse=True)
+
+
+def test_sparse_without_it_on_an_older_core(arm_board: ArmBoard, tmp_path: Path) -> None:  # noqa: F811
+    check(arm_board.with_cpu("cortex-a53"), "rpi4", tmp_path, sparse=True)

@@ -110,7 +110,16 @@ def conv_operator(x, weight, conv: Conv2d):
     return relax.op.nn.conv2d(x, weight, list(conv.strides), list(conv.padding), list(conv.dilation), conv.groups)
 
 
-def float_convolution(rng: Rng, kind: str, narrow: bool = False) -> Case:
+def emptied(rng: Rng, weight: np.ndarray) -> np.ndarray:
+    """(O, I, …) with zeros: anywhere, or in blocks of outputs by inputs; at times all of them, or hardly any."""
+    outputs, inputs = pick(rng, (1, 1), (1, 1), (16, 1), (16, 4), (4, 1), (weight.shape[0], weight.shape[1]))
+    coarse = tuple(-(-d // b) for d, b in zip(weight.shape, (outputs, inputs))) + weight.shape[2:]
+    mask = rng.random(coarse) < pick(rng, 0.0, 0.05, 0.1, 0.3, 0.6, 0.95)
+    mask = np.repeat(np.repeat(mask, outputs, 0), inputs, 1)[: weight.shape[0], : weight.shape[1]]
+    return weight * mask.astype(weight.dtype)
+
+
+def float_convolution(rng: Rng, kind: str, narrow: bool = False, sparse: bool = False) -> Case:
     """With a bias, work behind it, and at times a sum with another input. `narrow`: operands in bfloat16."""
     conv = convolution(rng, kind)
     depth = conv.c // conv.groups * conv.kernel[0] * conv.kernel[1]
@@ -118,6 +127,7 @@ def float_convolution(rng: Rng, kind: str, narrow: bool = False) -> Case:
     weight = normal(rng, (conv.oc, conv.c // conv.groups, *conv.kernel)) / np.float32(math.sqrt(depth))
     if narrow:
         x, weight = bfloat16(x), bfloat16(weight)
+    weight = emptied(rng, weight) if sparse else weight
     name = pick(rng, *EPILOGUES)
     operator, function = EPILOGUES[name]
     rest = [normal(rng, (conv.n, conv.oc, *conv.out))] if rng.random() < 0.4 else []
@@ -141,12 +151,13 @@ def float_convolution(rng: Rng, kind: str, narrow: bool = False) -> Case:
     return Case(f"{conv} {name}", [first(x), *rest], build, function(wanted), 3e-5)
 
 
-def integer_convolution(rng: Rng, kind: str) -> Case:
+def integer_convolution(rng: Rng, kind: str, sparse: bool = False) -> Case:
     """Quantized on both sides, a scale for each channel."""
     conv, dtype = convolution(rng, kind), pick(rng, "uint8", "int8")
     info = np.iinfo(dtype)
     x = random_bytes((conv.n, conv.h, conv.w, conv.c), dtype, int(rng.integers(1 << 30)))
     weight = random_bytes((conv.oc, conv.c // conv.groups, *conv.kernel), "int8", int(rng.integers(1 << 30)))
+    weight = emptied(rng, weight) if sparse else weight
     zero, out_zero = (int(v) for v in rng.integers(info.min, info.max + 1, 2))
     scale, scales = np.float32(0.05), rng.uniform(0.001, 0.02, conv.oc).astype(np.float32)
     out_scale = np.float32(math.sqrt(weight[0].size) * 0.6)
@@ -202,12 +213,13 @@ def transposed(rng: Rng) -> Case:
                 0.0 if integer else 1e-4)  # fmt: skip
 
 
-def product(rng: Rng, dtype: str) -> Case:
+def product(rng: Rng, dtype: str, sparse: bool = False) -> Case:
     """By constant weights; `dtype`: float32, bfloat16, uint8 or int8. One row is a matrix-vector product."""
     rows = pick(rng, (1,), (1,), (size(rng, 64),), (batch(rng), size(rng, 33)), (batch(rng), 2, size(rng, 13)))
     k, n = size(rng, 65) * pick(rng, 1, 1, 3), size(rng, 65) * pick(rng, 1, 1, 2)
     if dtype in ("uint8", "int8"):
         x, weight = random_bytes((*rows, k), dtype, int(rng.integers(1 << 30))), random_bytes((k, n), "int8", k * n)
+        weight = emptied(rng, weight.T).T if sparse else weight
         zero = int(rng.integers(-100, 100)) if dtype == "int8" else int(rng.integers(0, 200))
 
         def integers(rw, q):
@@ -220,6 +232,7 @@ def product(rng: Rng, dtype: str) -> Case:
     x, weight, bias = normal(rng, (*rows, k)), normal(rng, (k, n)) / np.float32(math.sqrt(k)), normal(rng, n)
     if dtype == "bfloat16":
         x, weight = bfloat16(x), bfloat16(weight)
+    weight = np.ascontiguousarray(emptied(rng, weight.T).T) if sparse else weight
     name = pick(rng, *EPILOGUES)
     operator, function = EPILOGUES[name]
 
@@ -508,6 +521,19 @@ FAMILIES: dict[str, Callable[[Rng], Case]] = {
     **{
         f"integer {kind}": lambda rng, kind=kind: integer_convolution(rng, kind)
         for kind in ("plain", "pointwise", "first", "grouped", "depthwise")
+    },
+    **{
+        f"sparse float32 {kind}": lambda rng, kind=kind: float_convolution(rng, kind, sparse=True)
+        for kind in ("plain", "pointwise", "winograd")
+    },
+    "sparse bfloat16 plain": lambda rng: float_convolution(rng, "plain", narrow=True, sparse=True),
+    **{
+        f"sparse integer {kind}": lambda rng, kind=kind: integer_convolution(rng, kind, sparse=True)
+        for kind in ("plain", "pointwise")
+    },
+    **{
+        f"sparse {dtype} product": lambda rng, dtype=dtype: product(rng, dtype, sparse=True)
+        for dtype in ("float32", "bfloat16", "uint8", "int8")
     },
     "transposed": transposed,
     **{

@@ -17,6 +17,7 @@ from tvmcompress.ir import graph
 from tvmcompress.isa import isa_of
 from tvmcompress.kernels.choices import Choose, untuned
 from tvmcompress.lower.pipeline import lower, machine
+from tvmcompress.lower.sparse import Keep
 from tvmcompress.target import Target
 
 T = TypeVar("T")
@@ -75,8 +76,9 @@ def wrong(family: str, run: tuple[str, int, bool]) -> list[str]:
     cases = [FAMILIES[family](rng) for _ in range(AT_ONCE)]
     sampled = Sampled(seed)
     lowered = lower(
-        program(cases), tvm.target.Target({**host, "opt-level": level}), isa, choices=sampled if by_chance else untuned
-    )
+        program(cases), tvm.target.Target({**host, "opt-level": level}), isa,
+        choices=sampled if by_chance else untuned, keep=Keep("always" if by_chance else "faster"),
+    )  # fmt: skip
     found = [f"{kernel}: {why}" for kernel, why in lowered.fallbacks.items()]
     got = machine(lowered, linking.linker(target))([a for case in cases for a in case.inputs])
     for case, result in zip(cases, got):

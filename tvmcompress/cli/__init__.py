@@ -15,7 +15,7 @@ from tvmcompress.cli import errors
 
 COMMANDS = (
     "inspect", "compress", "tune", "compile", "run", "measure", "profile", "compare", "verify",
-    "device", "log", "target", "recipe",
+    "breakeven", "device", "log", "target", "recipe",
 )  # fmt: skip
 
 

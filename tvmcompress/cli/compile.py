@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import click
@@ -19,6 +20,12 @@ from tvmcompress.cli import models, options, screen
 @options.recipe_options(required=False)
 @options.target_option
 @click.option("--log", metavar="PATH", help="The tuning log, a file or a URL; this user's own unless given, or none.")
+@click.option(
+    "--keep",
+    default="faster",
+    show_default=True,
+    help="Layers with zeros that get sparse kernels: those that are faster so, smaller, always, or never.",
+)
 @options.output_option("package")
 @options.json_option
 def command(
@@ -31,6 +38,7 @@ def command(
     cache: Path | None,
     target: str,
     log: str | None,
+    keep: str,
     output: Path,
     json_path: str | None,
 ) -> None:
@@ -50,7 +58,7 @@ def command(
     with screen.progress() as progress:
         if recipe is not None:
             loaded = models.compress_model(loaded, recipe, samples, limit, cache, progress)
-        package = compile(loaded, resolved, log=options.compiling_log(log), progress=progress)
+        package = compile(loaded, resolved, log=options.compiling_log(log), keep=keep, progress=progress)
     package.save(output)
     value = {"output": str(output), "sizes": package.sizes, **package.manifest}
     screen.result(value, lambda: _text(value), json_path)
@@ -67,4 +75,14 @@ def _text(value: dict) -> str:
     lines = [f"{value['output']}: {bytes_text(sizes['package'])} for {described} ({parts})"]
     if source["bytes"]:
         lines.append(f"  {sizes['package'] / source['bytes']:.3f} of {source['name']} ({bytes_text(source['bytes'])})")
-    return "\n".join(lines)
+    return "\n".join([*lines, *sparse_lines(value.get("layers", []))])
+
+
+def sparse_lines(layers: list[dict]) -> list[str]:
+    """What became of layers whose weights hold zeros: a line for each form, and for each reason to stay dense."""
+    counts = Counter(
+        f"as {row['sparse']['format']}" if row["sparse"]["kept"] else f"dense: {row['sparse']['why']}"
+        for row in layers
+        if row.get("sparse")
+    )
+    return [f"  {count} layers with zeros {what}" for what, count in counts.most_common()]

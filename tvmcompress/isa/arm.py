@@ -33,7 +33,15 @@ def sdot() -> Dot:
     def call(c, a, b):
         return instruction("llvm.aarch64.neon.sdot", "int32x4", c, T.reinterpret(a, dtype="int8x16"), b)
 
-    return integers("tvmcompress.sdot_4", 4, 4, "int8", "sdot", call)
+    body = """
+define linkonce_odr <4 x i32> @tvmcompress_sdot_4_words(<4 x i32> %c, <4 x i32> %a, <16 x i8> %b) alwaysinline {
+  %x = bitcast <4 x i32> %a to <16 x i8>
+  %r = call <4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32> %c, <16 x i8> %x, <16 x i8> %b)
+  ret <4 x i32> %r
+}
+declare <4 x i32> @llvm.aarch64.neon.sdot.v4i32.v16i8(<4 x i32>, <16 x i8>, <16 x i8>)
+"""
+    return integers("tvmcompress.sdot_4", 4, 4, "int8", "sdot", call, body)
 
 
 def bfdot() -> Dot:
@@ -56,7 +64,9 @@ declare <4 x float> @llvm.aarch64.neon.bfdot.v4f32.v8bf16(<4 x float>, <8 x bflo
         "tvmcompress.bfdot_4", 4, 2, (BF16_BITS, BF16_BITS, "float32"), real,
         lambda c, a, b: T.call_pure_extern("float32x4", "tvmcompress_bfdot", c, a, b),
     )  # fmt: skip
-    return Dot(name, 4, 2, BF16_BITS, BF16_BITS, "bfdot", code)
+    return Dot(
+        name, 4, 2, BF16_BITS, BF16_BITS, "bfdot", code, function="tvmcompress_bfdot", body=code, taken=BF16_BITS
+    )
 
 
 def fmlal() -> Dot:

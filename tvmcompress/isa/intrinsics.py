@@ -205,9 +205,12 @@ def instruction(name: str, dtype: str, *operands: Expr) -> Expr:
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *operands, dtype=dtype)
 
 
-def integers(name: str, lanes: int, depth: int, data: str, mnemonic: str, call: Call) -> Dot:
-    """A dot product of bytes, as `vectors` and as `lanewise`."""
+def integers(
+    name: str, lanes: int, depth: int, data: str, mnemonic: str, call: Call, body: str = "", taken: str = "int8"
+) -> Dot:
+    """A dot product of bytes, as `vectors`, as `lanewise`, and with a `body` as a function of LLVM's."""
     kinds = (data, "int8", "int32")
     vectors(name, lanes, depth, kinds, lambda x: x.astype("int32"), call)
     own = lanewise(f"{name}_lanewise", lanes, depth, kinds, call)
-    return Dot(name, lanes, depth, data, "int8", mnemonic, lanewise=own)
+    function = f"{name.replace('.', '_')}_words" if body else ""
+    return Dot(name, lanes, depth, data, "int8", mnemonic, lanewise=own, function=function, body=body, taken=taken)

@@ -30,6 +30,11 @@ class Dot:
     rows: int = 1
     spaced: Callable[[int], Dot] | None = None  # the same for rows that lie so many apart
     lanewise: str = ""  # the same where each lane has an A of its own, in words of 32 bits
+    # The same as a function in LLVM's language, `body`: of the sums, of words of A, and of all of B, which it reads as
+    # `taken`. Empty where there is none.
+    function: str = ""
+    body: str = ""
+    taken: str = ""
 
     @property
     def decision(self) -> str:

@@ -19,7 +19,17 @@ def vnni(lanes: int) -> Dot:
         octets = T.reinterpret(a, dtype=f"int8x{lanes * 4}")
         return instruction(f"llvm.x86.avx512.vpdpbusd.{lanes * 32}", f"int32x{lanes}", c, octets, b)
 
-    return integers(f"tvmcompress.vpdpbusd_{lanes}", lanes, 4, "uint8", "vpdpbusd", call)
+    sums, octets = f"<{lanes} x i32>", f"<{4 * lanes} x i8>"
+    name = f"@llvm.x86.avx512.vpdpbusd.{lanes * 32}"
+    body = f"""
+define linkonce_odr {sums} @tvmcompress_vpdpbusd_{lanes}_words({sums} %c, {sums} %a, {octets} %b) alwaysinline {{
+  %x = bitcast {sums} %a to {octets}
+  %r = call {sums} {name}({sums} %c, {octets} %x, {octets} %b)
+  ret {sums} %r
+}}
+declare {sums} {name}({sums}, {octets}, {octets})
+"""
+    return integers(f"tvmcompress.vpdpbusd_{lanes}", lanes, 4, "uint8", "vpdpbusd", call, body)
 
 
 PMADDWD = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}
@@ -32,7 +42,17 @@ def pmaddwd(lanes: int) -> Dot:
     def call(c, a, b):
         return c + instruction(PMADDWD[lanes], f"int32x{lanes}", T.reinterpret(a, dtype=halves), T.cast(b, halves))
 
-    return integers(f"tvmcompress.pmaddwd_{lanes}", lanes, 2, "int16", "pmaddwd", call)
+    sums, pairs = f"<{lanes} x i32>", f"<{2 * lanes} x i16>"
+    body = f"""
+define linkonce_odr {sums} @tvmcompress_pmaddwd_{lanes}_words({sums} %c, {sums} %a, {pairs} %b) alwaysinline {{
+  %x = bitcast {sums} %a to {pairs}
+  %p = call {sums} @{PMADDWD[lanes]}({pairs} %x, {pairs} %b)
+  %r = add {sums} %c, %p
+  ret {sums} %r
+}}
+declare {sums} @{PMADDWD[lanes]}({pairs}, {pairs})
+"""
+    return integers(f"tvmcompress.pmaddwd_{lanes}", lanes, 2, "int16", "pmaddwd", call, body, "int16")
 
 
 def dpbf16ps(lanes: int) -> Dot:
@@ -58,7 +78,7 @@ declare {sums} {instruction}({sums}, {halves}, {halves})
         f"tvmcompress.dpbf16ps_{lanes}", lanes, 2, (BF16_BITS, BF16_BITS, "float32"), real,
         lambda c, a, b: T.call_pure_extern(f"float32x{lanes}", name, c, a, b),
     )  # fmt: skip
-    return Dot(intrinsic, lanes, 2, BF16_BITS, BF16_BITS, "vdpbf16ps", code)
+    return Dot(intrinsic, lanes, 2, BF16_BITS, BF16_BITS, "vdpbf16ps", code, function=name, body=code, taken=BF16_BITS)
 
 
 # For int8 the table begins with the entry of -128: the highest bit chooses the other way round.

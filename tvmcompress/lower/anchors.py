@@ -22,7 +22,9 @@ from tvmcompress.kernels import matmul as matmul_kernel
 from tvmcompress.kernels import movement, normalization, tile, winograd, woven
 from tvmcompress.kernels.choices import Choices, untuned
 from tvmcompress.kernels.conv2d import Conv2d
-from tvmcompress.lower import packing
+from tvmcompress.kernels.sparse import Product
+from tvmcompress.lower import packing, sparse
+from tvmcompress.lower.sparse import KEEP, Keep
 
 FLOATS = ("float32", "float16", "bfloat16")
 INTEGERS = ("int8", "uint8")
@@ -33,9 +35,10 @@ ANCHOR = {"op_pattern": 4}  # TVM's kOutEWiseFusable: element-wise work may be f
 class Anchors:
     """The visitor. `done` collects what became a kernel: name, kind, macs, whether in integers, and the tile."""
 
-    def __init__(self, isa: Isa, choices: Choices, neutral: bool = False) -> None:
-        self.isa, self.choices, self.neutral = isa, choices, neutral
+    def __init__(self, isa: Isa, choices: Choices, neutral: bool = False, keep: Keep = KEEP) -> None:
+        self.isa, self.choices, self.neutral, self.keep = isa, choices, neutral, keep
         self.done: list[dict] = []
+        self.zeros: dict[str, dict] = {}  # what became of layers whose weights hold zeros, by name
         self.bits: dict[Expr, Expr] = {}  # what is read as the bits of bfloat16, and these
         self.handlers: dict[str, Callable] = {
             "relax.nn.conv2d": self.conv2d,
@@ -76,6 +79,9 @@ class Anchors:
             conv = replace(conv, c=c, zeros=c - ic)
         if conv.groups == c and conv.groups > 1 and oc % c == 0:
             return self.depthwise(rw, var, x, weight, conv, fill)
+        shape = (n, *conv.out, oc)
+        if (call := self.sparse(rw, var, x, weight, conv, kinds, fill, shape, "conv2d")) is not None:
+            return call
         if kinds == ("float32", "float32") and (fast := winograd.plan(conv, self.isa, self.choices)):
             return self.winograd(rw, var, x, weight, conv, fast)
         p = conv_kernel.plan(conv, self.isa, *kinds, self.choices)
@@ -94,6 +100,24 @@ class Anchors:
         )
         return cast_back(rw, call, var)
 
+    def sparse(self, rw, var, x, weight, conv: Conv2d, kinds, fill: int, shape, kind: str):
+        """A sparse kernel's call with a result of `shape`, or None."""
+        if not graph.is_const(weight):
+            return None
+        value = graph.value(weight)
+        value = value.T[:, :, None, None] if kind == "matmul" else value
+        kernel, self.zeros[var.name] = sparse.kept(value, conv, self.isa, kinds, self.keep, var.name, self.choices)
+        if kernel is None:
+            return None
+        self.note(var, kind, conv.macs, kinds, None)
+        how = kernel.plan.product
+        x = self.operand(rw, x, how)
+        x = x if graph.dtype(x) == how.data else rw.emit(relax.op.astype(x, how.data))
+        streams = kernel.pack(value, conv)
+        function = rw.builder.add_func(kernel.program(conv, streams, shape, fill), f"{kind}_sparse")
+        operands = [kernel.source(rw, x, conv, fill), *(graph.const(array) for array in streams.arrays)]
+        return cast_back(rw, relax.op.call_tir(function, operands, relax.TensorType(list(shape), how.sums)), var)
+
     def winograd(self, rw, var, x, weight, conv, p: winograd.Plan):
         self.note(var, "conv2d", conv.macs, ("float32", "float32"), p.tile)
         self.done[-1]["algorithm"] = "winograd"
@@ -110,7 +134,7 @@ class Anchors:
         known = graph.is_const(weight) and not self.neutral
         return graph.const(now(graph.value(weight))) if known else later(weight)
 
-    def operand(self, rw: Rewriter, x: Expr, p: conv_kernel.Plan) -> Expr:
+    def operand(self, rw: Rewriter, x: Expr, p: conv_kernel.Plan | Product) -> Expr:
         """Activations as the kernel reads them: bfloat16 as bits, once, where it has a dot product for them."""
         if p.data != BF16_BITS:
             return x
@@ -169,6 +193,8 @@ class Anchors:
             return self.batched(rw, var, x, y) if kinds[0] in FLOATS and kinds[1] in FLOATS else None
         _, n = graph.shape(y)
         outer = int(np.prod(dims[:-2]))
+        if (call := self.sparse_matmul(rw, var, x, y, kinds)) is not None:
+            return call
         p = matmul_kernel.plan(dims[-2], dims[-1], n, outer, self.isa, *kinds, self.choices)
         self.note(var, "matmul", int(np.prod(dims)) * n, kinds, p.tile)
         packed = self.pack(
@@ -182,6 +208,17 @@ class Anchors:
             primfunc_attrs=ANCHOR,
         )
         return cast_back(rw, call, var)
+
+    def sparse_matmul(self, rw, var, x, y, kinds):
+        """As a convolution of one row of pixels."""
+        *lead, m, k = graph.shape(x)
+        if sum(size != 1 for size in lead) > 1 or not graph.is_const(y):
+            return None
+        conv = Conv2d(int(np.prod(lead)), 1, m, k, graph.shape(y)[1], (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
+        image = rw.emit(relax.op.reshape(x, (conv.n, 1, m, k)))
+        image = self.whole_steps(rw, image, conv_kernel.instruction(conv, self.isa, *kinds)[0])
+        conv = replace(conv, c=graph.shape(image)[-1], zeros=graph.shape(image)[-1] - k)
+        return self.sparse(rw, var, image, y, conv, kinds, 0, graph.shape(var), "matmul")
 
     def concat(self, rw, var, expr):
         parts = expr.args[0]
@@ -319,11 +356,12 @@ def depends_on_constants(rw: Rewriter, expr: Expr) -> bool:
 
 
 def anchors(
-    mod: tvm.IRModule, isa: Isa, choices: Choices = untuned, neutral: bool = False
+    mod: tvm.IRModule, isa: Isa, choices: Choices = untuned, neutral: bool = False, keep: Keep = KEEP
 ) -> tuple[tvm.IRModule, list[dict]]:
     """The program with kernels in place of convolutions and matrix products, and a row for each of these.
 
     `neutral` keeps weights in the program's own layout: they are packed when a package is loaded.
     """
-    visitor = Anchors(isa, choices, neutral)
-    return graph.rewrite(mod, visitor), visitor.done
+    visitor = Anchors(isa, choices, neutral, keep)
+    mod = graph.rewrite(mod, visitor)
+    return mod, [row | {"sparse": zeros} if (zeros := visitor.zeros.get(row["name"])) else row for row in visitor.done]

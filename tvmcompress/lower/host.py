@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tvm
 
-from tvmcompress import linking
+from tvmcompress import cpu, linking
 from tvmcompress.isa import isa_of
 from tvmcompress.lower.pipeline import lower, machine
 from tvmcompress.target import Target
@@ -18,3 +18,7 @@ def executor(mod: tvm.IRModule) -> Callable[[Sequence[np.ndarray]], list[np.ndar
     host = Target.load("native")
     target = host.to_tvm()
     return machine(lower(mod, target, isa_of(target, host.l1d, host.l2)), linking.linker(host))
+
+
+def runs_here(target: Target) -> bool:
+    return target.kind == "cpu" and target.arch == cpu.architecture() and not cpu.missing(target.features_needed())

@@ -24,6 +24,7 @@ from tvmcompress.lower.integer import integer
 from tvmcompress.lower.memory import Memory, arena, trusted
 from tvmcompress.lower.recurrent import roll
 from tvmcompress.lower.schedules import kernels, schedule
+from tvmcompress.lower.sparse import KEEP, Keep
 from tvmcompress.lower.weights import split
 
 Watch = Callable[[str, tvm.IRModule], None]
@@ -100,15 +101,17 @@ def lower(
     between: Callable[[str, tvm.IRModule], None] | None = None,
     choices: Choices = untuned,
     neutral: bool = False,
+    keep: Keep = KEEP,
 ) -> Lowered:
     """Compile a program for a CPU. `between(step, module)` is called after each step, for dumps and timing.
 
     `choices(key)` makes a kernel's decisions (kernels.choices). `neutral` stores weights as the program has them, so
-    that builds for several targets share them; `prepare` then packs them when the package is loaded.
+    that builds for several targets share them; `prepare` then packs them when the package is loaded. `keep` says which
+    layers with zeros get sparse kernels.
     """
     watch = between or (lambda _step, _mod: None)
     mod, steps = lower_graph(mod, isa, watch, neutral)
-    lowered = lower_kernels(mod, target, isa, watch, choices, neutral)
+    lowered = lower_kernels(mod, target, isa, watch, choices, neutral, keep)
     return replace(lowered, layers=[*steps, *lowered.layers])
 
 
@@ -130,11 +133,12 @@ def lower_kernels(
     watch: Watch,
     choices: Choices = untuned,
     neutral: bool = False,
+    keep: Keep = KEEP,
 ) -> Lowered:
     """From what `lower_graph` leaves to machine code."""
     approximation.install()
     # Kernels for what costs time; what stays are element-wise operators, data movement and reductions.
-    mod, layers = anchors(mod, isa, choices, neutral)
+    mod, layers = anchors(mod, isa, choices, neutral, keep)
     mod = share_bits(mod)
     mod = ops.expand(mod)
     watch("anchors", mod)

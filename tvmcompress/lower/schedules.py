@@ -6,12 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import tvm
-from tvm import tirx
+from tvm import relax, tirx
+from tvm.ir import GlobalVar
 from tvm.s_tir import SBlock, SBlockRealize, Schedule
 from tvm.tirx import PrimFunc
 
+from tvmcompress.ir import graph
 from tvmcompress.isa import BF16_BITS, Isa
-from tvmcompress.kernels import FAMILY, MACS, depthwise, generic, lookup, tile, winograd
+from tvmcompress.kernels import FAMILY, MACS, depthwise, generic, lookup, sparse_blocks, sparse_rows, tile, winograd
 from tvmcompress.kernels.choices import KEY, Choices, Choose
 from tvmcompress.lower import traces
 
@@ -21,6 +23,8 @@ FAMILIES: dict[str, Callable[[Schedule, Isa, Choose], None]] = {
     "tile": tile.schedule,
     "depthwise": depthwise.schedule,
     "winograd": winograd.schedule,
+    sparse_blocks.NAME: sparse_blocks.schedule,
+    sparse_rows.NAME: sparse_rows.schedule,
     "ready": lambda _sch, _isa, _choose: None,  # written with its schedule
 }
 
@@ -75,8 +79,10 @@ def kernels(mod: tvm.IRModule) -> list[dict]:
 def schedule(mod: tvm.IRModule, isa: Isa, choices: Choices) -> Scheduled:
     """Every tensor program with a schedule; those without an anchor take their decisions under their own name."""
     functions, fallbacks = {}, {}
+    reshaping = reshapes(mod)
     for var, func in mod.functions_items():
-        if not isinstance(func, PrimFunc) or (func.attrs and "tirx.is_scheduled" in func.attrs):
+        scheduled = not isinstance(func, PrimFunc) or (func.attrs and "tirx.is_scheduled" in func.attrs)
+        if scheduled or var in reshaping:
             functions[var] = func
             continue
         try:
@@ -89,6 +95,18 @@ def schedule(mod: tvm.IRModule, isa: Isa, choices: Choices) -> Scheduled:
                 functions[var] = func
                 fallbacks[var.name_hint] = f"no schedule: {reason(second)}"
     return Scheduled(tvm.IRModule(functions, attrs=mod.attrs), fallbacks)
+
+
+def reshapes(mod: tvm.IRModule) -> set[GlobalVar]:
+    """Programs that only give memory another shape: TVM calls none of them, unless a result is made so, or it no longer
+    sees that, for what a schedule did."""
+    found, others = set[GlobalVar](), set[GlobalVar]()
+    for binding in graph.bindings(mod):
+        if graph.op_name(binding.value) == "relax.call_tir":
+            name = binding.value.args[0]
+            inner = isinstance(binding.var, relax.DataflowVar) and relax.analysis.has_reshape_pattern(mod[name])
+            (found if inner else others).add(name)
+    return found - others
 
 
 def apply(func: PrimFunc, isa: Isa, choices: Choices, name: str) -> PrimFunc:

@@ -1,0 +1,316 @@
+"""Inner loops in LLVM's language: text that LLVM puts in place where a tensor program calls it.
+
+As statements of a tensor program a loop with hundreds of vectors takes seconds to be read; as text it takes none. What
+is written here is of any instruction set: vectors of `lanes` words, dot products as functions of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from tvmcompress.isa import Dot
+
+FLOAT = "float"
+WORD = "i32"
+# The last element that a function may touch of memory that a task has for itself: TVM gives it as much as is named.
+END = "ptr %end"
+
+
+@dataclass
+class Function:
+    """Lines of a function; `new` gives names that are not taken."""
+
+    name: str
+    params: Sequence[str]
+    lines: list[str] = field(default_factory=list)
+    count: int = 0
+
+    def new(self, expression: str) -> str:
+        self.count += 1
+        self.lines.append(f"  %t{self.count} = {expression}")
+        return f"%t{self.count}"
+
+    def add(self, line: str) -> None:
+        self.lines.append(line if line.endswith(":") else f"  {line}")
+
+    def at(self, pointer: str, offset: int | str) -> str:
+        """A pointer `offset` bytes further."""
+        return pointer if offset == 0 else self.new(f"getelementptr i8, ptr {pointer}, i64 {offset}")
+
+    def text(self) -> str:
+        head = f"define linkonce_odr void @{self.name}({', '.join(self.params)}) alwaysinline {{\nentry:\n"
+        return head + "\n".join([*self.lines, "  ret void", "}"]) + "\n"
+
+
+@dataclass(frozen=True)
+class Words:
+    """Vectors of words and of sums, and how these are multiplied and added. `fused`: floats in one instruction.
+
+    `narrow`: integers without a dot product, 16 bits of data by weights of this LLVM type; they are not words.
+    """
+
+    lanes: int
+    dot: Dot | None
+    fused: bool
+    narrow: str = ""
+
+    @property
+    def word(self) -> str:
+        return WORD if self.dot or self.narrow else FLOAT
+
+    @property
+    def sum(self) -> str:
+        return WORD if self.narrow or (self.dot and self.dot.weight == "int8") else FLOAT
+
+    @property
+    def vector(self) -> str:
+        return f"<{self.lanes} x {self.word}>"
+
+    @property
+    def sums(self) -> str:
+        return f"<{self.lanes} x {self.sum}>"
+
+    @property
+    def bytes(self) -> int:
+        return 4 * self.lanes
+
+    @property
+    def weights(self) -> str:
+        """All weights of a vector, as they are read."""
+        if self.narrow:
+            return f"<{self.lanes} x {self.narrow}>"
+        if not self.dot:
+            return self.vector
+        return f"<{self.lanes * 4} x i8>" if self.dot.taken == "int8" else f"<{self.lanes * 2} x i16>"
+
+    @property
+    def tag(self) -> str:
+        kind = self.dot.function if self.dot else self.narrow or ("fused" if self.fused else "plain")
+        return f"{kind}_{self.lanes}"
+
+    def splat(self, f: Function, scalar: str, kind: str) -> str:
+        one = f.new(f"insertelement <{self.lanes} x {kind}> poison, {kind} {scalar}, i32 0")
+        zeros = f"<{self.lanes} x i32> zeroinitializer"
+        return f.new(f"shufflevector <{self.lanes} x {kind}> {one}, <{self.lanes} x {kind}> poison, {zeros}")
+
+    def step(self, f: Function, sums: str, data: str, taps: str) -> str:
+        """sums + data . taps; `taps` are floats, or as `weights`."""
+        if self.dot:
+            arguments = f"{self.sums} {sums}, {self.vector} {data}, {self.weights} {taps}"
+            return f.new(f"call {self.sums} @{self.dot.function}({arguments})")
+        if self.narrow:
+            wide = f.new(f"sext {self.weights} {taps} to {self.sums}")
+            return f.new(f"add {self.sums} {f.new(f'mul {self.sums} {data}, {wide}')}, {sums}")
+        if self.fused:
+            name = f"@llvm.fma.v{self.lanes}f32"
+            return f.new(f"call {self.sums} {name}({self.sums} {data}, {self.sums} {taps}, {self.sums} {sums})")
+        product = f.new(f"fmul {self.sums} {data}, {taps}")
+        return f.new(f"fadd {self.sums} {product}, {sums}")
+
+    def declarations(self) -> str:
+        if self.dot:
+            return self.dot.body
+        return f"declare {self.sums} @llvm.fma.v{self.lanes}f32({self.sums}, {self.sums}, {self.sums})\n" * (
+            self.fused and not self.narrow
+        )
+
+
+def transposed(f: Function, rows: list[str], kind: str) -> list[str]:
+    """As many vectors as they have lanes: log2(lanes) times, halves of pairs of vectors change places."""
+    lanes, distance = len(rows), 1
+    vector = f"<{lanes} x {kind}>"
+    while distance < lanes:
+        fresh = []
+        for i in range(lanes):
+            picked = [lane | distance if i & distance else lane & ~distance for lane in range(lanes)]
+            order = ", ".join(f"i32 {picked[n] + (lanes if n & distance else 0)}" for n in range(lanes))
+            pair = f"{vector} {rows[i & ~distance]}, {vector} {rows[i | distance]}"
+            fresh.append(f.new(f"shufflevector {pair}, <{lanes} x i32> <{order}>"))
+        rows, distance = fresh, 2 * distance
+    return rows
+
+
+def copy(words: Words, depth_bytes: int, stride: int, plane: int, full: int, rest: int) -> Function:
+    """Columns of an image to planes: lanes pixels by `full` times lanes words of channels, and `rest` words.
+
+        planes[k, j] = row[first + j * stride, k], or `fill` where that is not in 0 … width
+
+    A pixel takes `depth_bytes`; planes lie `plane` words apart. Arguments: row, first, width, planes, fill.
+    """
+    lanes = words.lanes
+    name = f"tvmcompress_copy_{words.tag}_{depth_bytes}_{stride}_{plane}_{full}_{rest}"
+    f = Function(name, ["ptr %row", "i32 %first", "i32 %width", "ptr noalias %planes", f"{words.word} %fill", END])
+    last = f.new("sub i32 %width, 1")
+    columns, inside = [], []
+    for j in range(lanes):
+        at = f.new(f"add i32 %first, {j * stride}")
+        inside.append(f.new(f"icmp ult i32 {at}, %width"))
+        positive = f.new(f"call i32 @llvm.smax.i32(i32 {at}, i32 0)")
+        clamped = f.new(f"call i32 @llvm.smin.i32(i32 {positive}, i32 {last})")
+        valid = f.new(f"call i32 @llvm.smax.i32(i32 {clamped}, i32 0)")
+        wide = f.new(f"sext i32 {valid} to i64")
+        columns.append(f.at("%row", f.new(f"mul i64 {wide}, {depth_bytes}")))
+    whole = inside[0]
+    for one in inside[1:]:
+        whole = f.new(f"and i1 {whole}, {one}")
+    fill = words.splat(f, "%fill", words.word)
+    f.add(f"br i1 {whole}, label %fast, label %slow")
+    for label, selected in (("fast", False), ("slow", True)):
+        f.add(f"{label}:")
+        if full:
+            f.add(f"br label %{label}.k")
+            f.add(f"{label}.k:")
+            k = f"%{label}.i"
+            f.add(f"{k} = phi i64 [0, %{label}], [{k}.next, %{label}.k]")
+            source = f.new(f"mul i64 {k}, {words.bytes}")
+            rows = [f.new(f"load {words.vector}, ptr {f.at(column, source)}, align 4") for column in columns]
+            if selected:
+                rows = [
+                    f.new(f"select i1 {ok}, {words.vector} {row}, {words.vector} {fill}")
+                    for ok, row in zip(inside, rows)
+                ]
+            target = f.at("%planes", f.new(f"mul i64 {k}, {lanes * plane * 4}"))
+            for v, row in enumerate(transposed(f, rows, words.word)):
+                f.add(f"store {words.vector} {row}, ptr {f.at(target, v * plane * 4)}, align 4")
+            f.add(f"{k}.next = add i64 {k}, 1")
+            f.add(f"%{label}.more = icmp ult i64 {k}.next, {full}")
+            f.add(f"br i1 %{label}.more, label %{label}.k, label %rest")
+        else:
+            f.add("br label %rest")
+    f.add("rest:")
+    for r in range(rest):
+        vector = "poison"
+        for j, (column, ok) in enumerate(zip(columns, inside)):
+            one = f.new(f"load {words.word}, ptr {f.at(column, (full * lanes + r) * 4)}, align 4")
+            one = f.new(f"select i1 {ok}, {words.word} {one}, {words.word} %fill")
+            vector = f.new(f"insertelement {words.vector} {vector}, {words.word} {one}, i32 {j}")
+        f.add(f"store {words.vector} {vector}, ptr {f.at('%planes', (full * lanes + r) * plane * 4)}, align 4")
+    return f
+
+
+def rows(words: Words, vectors: int, step: int, index: str, span: int, more: bool) -> Function:
+    """Sums of rows of outputs: for each, weights times vectors of pixels.
+
+    `step` weights at a time; offsets are integers of type `index`; rows of sums lie `span` words apart. `more`: they
+    are added to. Arguments: tile, values, offsets, pointers (begin, end, which row), how many rows, sums.
+    """
+    name = f"tvmcompress_rows_{words.tag}_{vectors}_{step}_{index}_{span}_{'more' if more else 'first'}"
+    arrays = [f"ptr noalias %{name}" for name in ("tile", "values", "offsets", "pointers")]
+    f = Function(name, [*arrays, "i32 %count", "ptr noalias %sums", END])
+    f.add("br label %row")
+    f.add("row:")
+    f.add("%r = phi i32 [0, %entry], [%r.next, %done]")
+    slot = f.at("%pointers", f.new(f"mul i64 {f.new('zext i32 %r to i64')}, 12"))
+    begin, end, which = (
+        f.new(f"zext i32 {f.new(f'load i32, ptr {f.at(slot, 4 * i)}, align 4')} to i64") for i in range(3)
+    )
+    out = f.at("%sums", f.new(f"mul i64 {which}, {4 * span}"))
+    places = [f.at(out, v * words.bytes) for v in range(vectors)]
+    start = [f.new(f"load {words.sums}, ptr {p}, align 4") if more else "zeroinitializer" for p in places]
+    f.add(f"%empty = icmp uge i64 {begin}, {end}")
+    f.add("br i1 %empty, label %done, label %weight")
+    f.add("weight:")
+    f.add(f"%j = phi i64 [{begin}, %row], [%j.next, %weight]")
+    totals = [f"%s{v}" for v in range(vectors)]
+    head = len(f.lines)
+    at = f.new(f"mul i64 %j, {step}")
+    for u in range(step):
+        own = at if u == 0 else f.new(f"add i64 {at}, {u}")
+        offset = f.new(f"load {index}, ptr {f.new(f'getelementptr {index}, ptr %offsets, i64 {own}')}, align 2")
+        tap = f.new(f"load {words.word}, ptr {f.new(f'getelementptr {words.word}, ptr %values, i64 {own}')}, align 4")
+        taps = words.splat(f, tap, words.word)
+        if words.dot:
+            taps = f.new(f"bitcast {words.vector} {taps} to {words.weights}")
+        data = f.new(f"getelementptr {words.word}, ptr %tile, i64 {f.new(f'zext {index} {offset} to i64')}")
+        for v in range(vectors):
+            read = f.new(f"load {words.vector}, ptr {f.at(data, v * words.bytes)}, align 4")
+            totals[v] = words.step(f, totals[v], read, taps)
+    phis = [f"  %s{v} = phi {words.sums} [{start[v]}, %row], [{totals[v]}, %weight]" for v in range(vectors)]
+    f.lines[head:head] = phis
+    f.add("%j.next = add i64 %j, 1")
+    f.add(f"%j.more = icmp ult i64 %j.next, {end}")
+    f.add("br i1 %j.more, label %weight, label %done")
+    f.add("done:")
+    found = [f.new(f"phi {words.sums} [{start[v]}, %row], [{totals[v]}, %weight]") for v in range(vectors)]
+    for place, value in zip(places, found):
+        f.add(f"store {words.sums} {value}, ptr {place}, align 4")
+    f.add("%r.next = add i32 %r, 1")
+    f.add("%r.more = icmp ult i32 %r.next, %count")
+    f.add("br i1 %r.more, label %row, label %finish")
+    f.add("finish:")
+    return f
+
+
+def results(words: Words, span: int, columns: int) -> Function:
+    """Sums, pixels innermost, to results, channels innermost: lanes outputs of `columns` pixels, at most lanes.
+
+    Arguments: sums of the first output, results of the first pixel and of the second.
+    """
+    f = Function(
+        f"tvmcompress_results_{words.tag}_{span}_{columns}", ["ptr noalias %sums", "ptr %out", "ptr %next", END]
+    )
+    apart = f.new(f"sub i64 {f.new('ptrtoint ptr %next to i64')}, {f.new('ptrtoint ptr %out to i64')}")
+    read = [f.new(f"load {words.sums}, ptr {f.at('%sums', j * span * 4)}, align 4") for j in range(words.lanes)]
+    place = "%out"
+    for j, row in enumerate(transposed(f, read, words.sum)[:columns]):
+        place = place if j == 0 else f.at(place, apart)
+        f.add(f"store {words.sums} {row}, ptr {place}, align 4")
+    return f
+
+
+def blocks(
+    words: Words, pixels: Sequence[tuple[int, int]], vectors: int, right: int, down: int, index: str, element: int
+) -> Function:
+    """Sums of a tile: for each block, broadcast words of `pixels` (row, column) times `vectors` of weights.
+
+    Pixels lie `right` and `down` bytes apart; offsets, of type `index`, count elements of `element` bytes. Arguments:
+    image, values, offsets, how many blocks, results of the first pixel, of the next column and of the next row.
+    """
+    name = f"tvmcompress_blocks_{words.tag}_{len(pixels)}_{pixels[-1][0]}_{vectors}_{right}_{down}_{index}_{element}"
+    arrays = [f"ptr noalias %{name}" for name in ("image", "values", "offsets")]
+    f = Function(name, [*arrays, "i32 %count", "ptr %out", "ptr %column", "ptr %line", END])
+    first, column, line = (f.new(f"ptrtoint ptr %{n} to i64") for n in ("out", "column", "line"))
+    apart, below = f.new(f"sub i64 {column}, {first}"), f.new(f"sub i64 {line}, {first}")
+    bytes_ = words.bytes if not words.narrow else words.lanes * int(words.narrow[1:]) // 8
+    f.add("%none = icmp eq i32 %count, 0")
+    f.add("br i1 %none, label %done, label %start")
+    f.add("start:")
+    f.add("%total = zext i32 %count to i64")
+    f.add("br label %block")
+    f.add("block:")
+    f.add("%j = phi i64 [0, %start], [%j.next, %block]")
+    count = len(pixels) * vectors
+    sums, head = [f"%s{i}" for i in range(count)], len(f.lines)
+    offset = f.new(f"load {index}, ptr {f.new(f'getelementptr {index}, ptr %offsets, i64 %j')}, align 2")
+    base = f.at("%image", f.new(f"mul i64 {f.new(f'zext {index} {offset} to i64')}, {element}"))
+    values = f.at("%values", f.new(f"mul i64 %j, {vectors * bytes_}"))
+    taps = [f.new(f"load {words.weights}, ptr {f.at(values, v * bytes_)}, align 4") for v in range(vectors)]
+    for i, (r, q) in enumerate(pixels):
+        word = f.new(f"load {'i16' if words.narrow else words.word}, ptr {f.at(base, r * down + q * right)}, align 1")
+        word = f.new(f"sext i16 {word} to i32") if words.narrow else word
+        data = words.splat(f, word, words.word)
+        for v in range(vectors):
+            sums[i * vectors + v] = words.step(f, sums[i * vectors + v], data, taps[v])
+    f.lines[head:head] = [
+        f"  %s{i} = phi {words.sums} [zeroinitializer, %start], [{sums[i]}, %block]" for i in range(count)
+    ]
+    f.add("%j.next = add i64 %j, 1")
+    f.add("%j.more = icmp ult i64 %j.next, %total")
+    f.add("br i1 %j.more, label %block, label %done")
+    f.add("done:")
+    found = [f.new(f"phi {words.sums} [zeroinitializer, %entry], [{sums[i]}, %block]") for i in range(count)]
+    for i, (r, q) in enumerate(pixels):
+        place = f.at("%out", f.new(f"mul i64 {below}, {r}")) if r else "%out"
+        place = f.at(place, f.new(f"mul i64 {apart}, {q}")) if q else place
+        for v in range(vectors):
+            f.add(f"store {words.sums} {found[i * vectors + v]}, ptr {f.at(place, v * words.bytes)}, align 4")
+    return f
+
+
+HELPERS = "declare i32 @llvm.smax.i32(i32, i32)\ndeclare i32 @llvm.smin.i32(i32, i32)\n"
+
+
+def module(words: Words, functions: Sequence[Function]) -> str:
+    """Text of them all."""
+    return HELPERS + words.declarations() + "".join({f.name: f.text() for f in functions}.values())

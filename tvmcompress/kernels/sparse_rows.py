@@ -1,0 +1,374 @@
+"""Unstructured sparse convolution and matrix product: each weight once, times vectors of pixels.
+
+    y[n, q, o] = sum over the weights j of output o of values[j] * tile[q + offset[j]]        q: pixels of a tile
+
+A task copies what its tile of pixels reads into memory of its own with pixels innermost, so that a weight is one
+broadcast and `vectors` multiply-adds on neighbouring words. Rows of that copy lie one behind the other, padding
+included, so that every tap of a convolution is the same tile, a few words further; strides make several images of it,
+one for each remainder. Sums of a row of outputs stay in registers over a slice of the inputs that stays in the cache.
+
+Words hold one float, or as many channels as a dot product takes. Within a chunk rows are in the order of how many
+weights they have, so that the processor foresees where their loops end. Results are transposed back in registers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import tvm
+from tvm.s_tir import Schedule
+from tvm.script import tirx as T
+from tvm.tirx import Expr, PrimFunc
+
+from tvmcompress.isa import Isa
+from tvmcompress.kernels import MACS, code, generic
+from tvmcompress.kernels.choices import Choices, Choose, first, untuned
+from tvmcompress.kernels.conv2d import Conv2d, key
+from tvmcompress.kernels.sparse import (
+    BITS,
+    SPARSE_MACS,
+    Product,
+    Streams,
+    as_read,
+    attributes,
+    by_depth,
+    called,
+    narrow,
+    result_axes,
+    wide,
+)
+from tvmcompress.kernels.tile import broadcast_from, round_up, whole_vectors
+
+NAME = "sparse_rows"
+CHUNK = 64  # outputs, whose sums wait in the cache to be transposed
+STEP = 2  # weights of a row come in multiples of it: a loop of so many has half the branches
+
+
+@dataclass(frozen=True)
+class Tile:
+    """`rows` by `columns` pixels of the result; `slice` words of channels at a time; outputs in `parts`, tasks each."""
+
+    rows: int
+    columns: int
+    slice: int
+    parts: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where everything lies: see `Layout`."""
+
+    product: Product
+    tile: Tile
+    conv: Conv2d
+
+    @property
+    def steps(self) -> int:
+        """Words of channels."""
+        return -(-self.conv.c // self.product.depth)
+
+    @property
+    def phases(self) -> list[tuple[int, int]]:
+        """Remainders of rows and columns by the strides that taps read."""
+        (kh, kw), (sh, sw), (dh, dw) = self.conv.kernel, self.conv.strides, self.conv.dilation
+        return sorted({(i * dh % sh, j * dw % sw) for i in range(kh) for j in range(kw)})
+
+    @property
+    def line(self) -> int:
+        """Words of a row of the copy."""
+        return self.tile.columns + (self.conv.kernel[1] - 1) * self.conv.dilation[1] // self.conv.strides[1]
+
+    @property
+    def lines(self) -> int:
+        return self.tile.rows + (self.conv.kernel[0] - 1) * self.conv.dilation[0] // self.conv.strides[0]
+
+    @property
+    def image(self) -> int:
+        """Words from one phase of a channel to the next; what is copied in whole vectors fits."""
+        return (self.lines - 1) * self.line + round_up(self.line, self.product.lanes)
+
+    @property
+    def plane(self) -> int:
+        """Words from one channel to the next: an odd number of vectors, so that channels do not share one set of the
+        cache."""
+        vectors = -(-self.image * len(self.phases) // self.product.lanes)
+        return (vectors + 1 - vectors % 2) * self.product.lanes
+
+    @property
+    def vectors(self) -> int:
+        """Of the sums of one output."""
+        return -(-((self.tile.rows - 1) * self.line + self.tile.columns) // self.product.lanes)
+
+    @property
+    def length(self) -> int:
+        """Words of a copy, and what the last sums read beyond it."""
+        return self.steps * self.plane + (self.vectors + 1) * self.product.lanes
+
+    @property
+    def slices(self) -> int:
+        return -(-self.steps // self.tile.slice)
+
+    @property
+    def chunk(self) -> int:
+        return min(CHUNK, round_up(self.conv.oc, self.product.lanes))
+
+    @property
+    def chunks(self) -> int:
+        """In all; each part has as many."""
+        return round_up(-(-self.conv.oc // self.chunk), self.tile.parts)
+
+
+def name_of(conv: Conv2d, product: Product) -> str:
+    """What the kernel is known by."""
+    return f"sparse {key(conv, product.data)}"
+
+
+def plan(conv: Conv2d, isa: Isa, product: Product, density: float, choices: Choices = untuned) -> Plan:
+    found = [
+        (cost(Plan(product, tile, conv), isa, density), number, tile)
+        for number, tile in enumerate(tiles(conv, isa, product))
+    ]
+    found.sort()
+    return Plan(product, choices(name_of(conv, product))("tile", [tile for _, _, tile in found]), conv)
+
+
+def tiles(conv: Conv2d, isa: Isa, product: Product) -> list[Tile]:
+    """Whole rows where a row is short, else parts of one, whose sums registers hold."""
+    (oh, ow), most = conv.out, (isa.registers - 3) * isa.lanes
+    steps = -(-conv.c // product.depth)
+    shapes = {(rows, ow) for rows in range(1, oh + 1) if rows * ow <= most and round_up(oh, rows) - oh < rows}
+    for count in range(1, isa.registers - 2):
+        shapes.add((1, min(count * isa.lanes, ow)))
+    slices = sorted({steps, *(s for s in (16, 32, 64, 128, 256) if s < steps)})
+    pieces = [
+        parts for parts in (1, 2, 4, 8) if parts == 1 or (parts * CHUNK // 2 <= conv.oc and parts <= 4 * isa.cores)
+    ]
+    made = [Tile(r, c, s, p) for r, c in sorted(shapes) for s in slices for p in pieces]
+    return [t for t in made if Plan(product, t, conv).vectors <= isa.registers - 3 and in_reach(Plan(product, t, conv))]
+
+
+def in_reach(p: Plan) -> bool:
+    """Whether offsets within a slice take two bytes."""
+    return p.tile.slice * p.plane < 1 << 16
+
+
+def cost(p: Plan, isa: Isa, density: float) -> float:
+    """Estimated cycles of the slowest thread.
+
+    A weight takes `vectors` multiply-adds, each with a load, and two loads besides, two a cycle; twice as long where
+    the slice is not in the first-level cache. A row of a slice costs a few cycles, and its sums are loaded and stored.
+    """
+    conv, tile = p.conv, p.tile
+    oh, ow = conv.out
+    taps = conv.kernel[0] * conv.kernel[1]
+    tasks = conv.n * math.ceil(oh / tile.rows) * math.ceil(ow / tile.columns) * tile.parts
+    rows = p.chunks * p.chunk / tile.parts
+    # Of words of several channels all must be zero.
+    weights = p.steps * taps * (1 - (1 - density) ** p.product.depth) / p.slices
+    near = min(tile.slice, p.steps) * p.plane * 4 <= isa.l1d * 7 // 8
+    far = p.steps * p.plane * 4 > isa.l2 * 3 // 4
+    load = 0.5 if near else 1.6 if far else 0.9
+    shifted = 1 + (0.5 * (1 - 1 / conv.kernel[1]) if near else 0)  # loads that reach into the next line of the cache
+    row = weights * (p.vectors * load * shifted + 1.0) + 6 + (1.0 * p.vectors if p.slices > 1 else 0.5 * p.vectors)
+    row += max(4 - p.vectors * load, 0) * weights * 0.5  # a sum waits for itself
+    copied = p.steps * p.lines * len(p.phases) * round_up(p.line, isa.lanes)
+    written = rows * p.vectors * isa.lanes
+    each = rows * row * p.slices + 0.25 * copied + 0.25 * written
+    return each * math.ceil(tasks / isa.cores)
+
+
+def pack(weight: np.ndarray, p: Plan) -> Streams:
+    """(O, C, KH, KW) as words that are not zero: chunk by chunk, slice by slice, rows by how many they have.
+
+    `pointers` holds for each such row where it begins, counted in STEPs, where it ends, and which row it is.
+    """
+    (dh, dw), (sh, sw) = p.conv.dilation, p.conv.strides
+    taps = by_depth(weight, p.product.depth)
+    o, kh, kw, steps, depth = taps.shape
+    padded = np.zeros((p.chunks * p.chunk, kh, kw, p.slices * p.tile.slice, depth), weight.dtype)
+    padded[:o, :, :, :steps] = taps
+    # (chunk, slice, row, kh, kw, word): as it is walked.
+    taps = padded.reshape(p.chunks, p.chunk, kh, kw, p.slices, p.tile.slice, depth).transpose(0, 4, 1, 5, 2, 3, 6)
+    taps = np.ascontiguousarray(taps).reshape(p.chunks * p.slices, p.chunk, -1, depth)
+    phase = {pair: number for number, pair in enumerate(p.phases)}
+    at = np.array([
+        [phase[i * dh % sh, j * dw % sw] * p.image + i * dh // sh * p.line + j * dw // sw for j in range(kw)]
+        for i in range(kh)
+    ])  # fmt: skip
+    where = (np.arange(p.tile.slice)[:, None, None] * p.plane + at).reshape(-1)
+    there = taps.any(-1)
+    counts = there.sum(-1)
+    order = np.argsort(-counts, axis=1, kind="stable")
+    there = np.take_along_axis(there, order[..., None], 1)
+    taps = np.take_along_axis(taps, order[..., None, None], 1)
+    whole = round_up_array(there.sum(-1)).reshape(-1)
+    ends = np.cumsum(whole)
+    group, row, column = np.nonzero(there)
+    flat = group * p.chunk + row
+    rank = np.arange(len(flat)) - np.concatenate([[0], np.cumsum(there.sum(-1).reshape(-1))])[flat]
+    place = (ends - whole)[flat] + rank
+    values = np.zeros((max(int(ends[-1]), STEP), depth), weight.dtype)
+    values[place] = taps[group, row, column]
+    values = as_read(values, p.product)
+    offsets = np.zeros(len(values), np.int64)
+    offsets[place] = where[column]
+    pointers = np.stack([(ends - whole) // STEP, ends // STEP, order.reshape(-1)], 1).astype(np.int32)
+    words = np.ascontiguousarray(values).view(np.int32 if depth > 1 else values.dtype).reshape(-1)
+    return Streams(words, narrow(offsets), pointers)
+
+
+def round_up_array(counts: np.ndarray) -> np.ndarray:
+    return -(-counts // STEP) * STEP
+
+
+PROGRAM = """
+@T.prim_func(private=True, s_tir=True)
+def sparse_rows(
+    x: T.Buffer((n, height, wide, channels), data),
+    values: T.Buffer((count,), word),
+    offsets: T.Buffer((count,), index),
+    pointers: T.Buffer((slots, 3), "int32"),
+    out: T.Buffer(shape, sums),
+):
+    T.func_attr({{"tirx.noalias": True, "op_pattern": 4}})
+    tile = T.sblock_alloc_buffer((n, heights, widths, parts, length), kind)
+    y = T.sblock_alloc_buffer((n, heights * rows, widths * columns, chunks * chunk), sums)
+    for i, h, w, s in T.grid(n, heights, widths, parts):
+        with T.sblock("copy"):
+            vi, vh, vw, vs = T.axis.remap("SSSS", [i, h, w, s])
+            T.reads(x[vi, 0:height, 0:wide, 0:channels])
+            T.writes(tile[vi, vh, vw, vs, 0:length])
+            for l, g in T.grid(lines, groups):
+{copies}
+        for c in range(chunks // parts):
+            with T.sblock("sparse_rows"):
+                vi, vh, vw = T.axis.remap("SSS", [i, h, w])
+                vc = T.axis.spatial(chunks, s * (chunks // parts) + c)
+                T.reads(
+                    tile[vi, vh, vw, vc // (chunks // parts), 0:length], values[0:count], offsets[0:count],
+                    pointers[vc * (slices * chunk) : vc * (slices * chunk) + slices * chunk, 0:3],
+                )
+                T.writes(
+                    y[vi, vh * rows : vh * rows + rows, vw * columns : vw * columns + columns,
+                      vc * chunk : vc * chunk + chunk]
+                )
+                T.sblock_attr(facts)
+                waiting = T.alloc_buffer((chunk * span,), sums)
+{slices}
+                for o, r in T.grid(chunk // lanes, rows):
+{results}
+    for {indices} in T.grid({extents}):
+        with T.sblock("crop"):
+            {axes} = T.axis.remap("{kinds}", [{indices}])
+            out[{axes}] = y[{image}, {across}, {last}]
+"""
+COPY = """                T.evaluate(call(
+                    copy_name, T.address_of(x[vi, T.max(T.min({row}, height - 1), 0), 0, 0]),
+                    T.Cast("int32", (vw * columns + g * lanes) * {right} + {column}),
+                    T.if_then_else(T.And({row} >= 0, {row} < height), T.Cast("int32", wide), 0),
+                    T.address_of(tile[vi, vh, vw, vs, {base} + l * line + g * lanes]), fill,
+                    T.address_of(tile[vi, vh, vw, vs, length - 1]),
+                ))
+"""
+SLICE = """                {loop}
+                    T.evaluate(call(
+                        "{name}", T.address_of(tile[vi, vh, vw, vc // (chunks // parts), {number} * slice]),
+                        T.address_of(values[0]), T.address_of(offsets[0]),
+                        T.address_of(pointers[(vc * slices + {number}) * chunk, 0]), T.Cast("int32", chunk),
+                        T.address_of(waiting[0]), T.address_of(waiting[chunk * span - 1]),
+                    ))
+"""
+RESULT = """                    {loop}
+                        T.evaluate(call(
+                            "{name}", T.address_of(waiting[o * (lanes * span) + r * line + {group} * lanes]),
+                            T.address_of(y[vi, vh * rows + r, vw * columns + {group} * lanes, vc * chunk + o * lanes]),
+                            T.address_of(y[vi, vh * rows + r, vw * columns + {group} * lanes + 1,
+                                           vc * chunk + o * lanes]),
+                            T.address_of(y[vi, vh * rows + (rows - 1), vw * columns + (columns - 1),
+                                           vc * chunk + (chunk - 1)]),
+                        ))
+"""
+
+
+def program(p: Plan, streams: Streams, shape: Sequence[int], fill: int = 0) -> PrimFunc:
+    """x (n, h, w, c), values, offsets, pointers; `shape` as in `sparse_blocks`; `fill` is what padding holds."""
+    conv, product, lanes, words = p.conv, p.product, p.product.lanes, p.product.words
+    (oh, ow), index = conv.out, str(streams.offsets.dtype)
+    kind, span = "int32" if product.depth > 1 else product.data, p.vectors * lanes
+    pixel = round_up(conv.c, product.depth) // product.depth * 4
+    copied = code.copy(words, pixel, conv.strides[1], p.plane, p.steps // lanes, p.steps % lanes)
+    first, more = (code.rows(words, p.vectors, STEP, BITS[index], span, again) for again in (False, True))
+    wholes, rest = divmod(p.tile.columns, lanes)
+    stored = [code.results(words, span, width) for width in (lanes, rest) if width]
+    functions = [copied, first, *([more] if p.slices > 1 else []), *stored]
+    names = {
+        "T": T, "n": conv.n, "height": conv.h, "wide": conv.w, "channels": round_up(conv.c, product.depth),
+        "data": product.data, "count": len(streams.values), "word": str(streams.values.dtype), "kind": kind,
+        "index": index, "slots": len(streams.pointers), "shape": [*shape], "sums": product.sums,
+        "heights": -(-oh // p.tile.rows), "widths": -(-ow // p.tile.columns), "rows": p.tile.rows,
+        "columns": p.tile.columns, "parts": p.tile.parts, "length": p.length, "chunks": p.chunks, "chunk": p.chunk,
+        "slices": p.slices, "slice": p.tile.slice * p.plane, "span": span, "lanes": lanes, "lines": p.lines,
+        "line": p.line, "groups": -(-p.line // lanes), "copy_name": copied.name, "call": called,
+        "fill": fill_word(p, fill), "facts": attributes(NAME, name_of(conv, product), conv, product, functions),
+    }  # fmt: skip
+    text = PROGRAM.format(
+        copies="".join(copy_of(p, phase) for phase in range(len(p.phases))),
+        slices=slices(p, first, more),
+        results=results(wholes, rest, [one.name for one in stored]),
+        **result_axes(shape, (conv.n, oh, ow, conv.oc)),
+    )
+    return tvm.script.from_source(text, wide(names))
+
+
+def copy_of(p: Plan, phase: int) -> str:
+    """The text that fills one phase of the copy."""
+    (a, b), (sh, sw), (top, left, _, _) = p.phases[phase], p.conv.strides, p.conv.padding
+    row = f"((vh * rows + l) * {sh} + {a - top})"
+    return COPY.format(row=row, right=sw, column=b - left, base=phase * p.image)
+
+
+def slices(p: Plan, first: code.Function, more: code.Function) -> str:
+    """The text that sums a chunk's rows, slice by slice."""
+    text = SLICE.format(loop="for p in range(1):", name=first.name, number="p")
+    if p.slices > 1:
+        text += SLICE.format(loop="for p in range(slices - 1):", name=more.name, number="(p + 1)")
+    return text
+
+
+def results(wholes: int, rest: int, names: Sequence[str]) -> str:
+    """The text that turns the sums of a row of pixels into results: whole vectors of them, and what is left."""
+    text = RESULT.format(loop=f"for g in range({wholes}):", name=names[0], group="g") if wholes else ""
+    if rest:
+        text += RESULT.format(loop="for g in range(1):", name=names[-1], group=f"({wholes} + g)")
+    return text
+
+
+def fill_word(p: Plan, fill: int) -> Expr:
+    if p.product.depth == 1:
+        return T.Cast(p.product.data, fill)
+    return T.int32(int(np.full(p.product.depth, fill, p.product.data).view(np.int32)[0]))
+
+
+def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
+    """Tasks in parallel; what is fused behind right after each chunk of outputs."""
+    _, anchor, after = generic.around_anchor(sch)
+    after, larger = broadcast_from(sch, after)
+    for block in [*after[:-1], *larger[:-1]]:
+        sch.compute_inline(block)
+    last = after[-1]
+    *tasks, chunk = sch.get_loops(anchor)
+    sch.reverse_compute_at(last, chunk, preserve_unit_loops=True)
+    if isa.cores > 1:
+        small = int(sch.get(anchor).annotations[MACS]) < SPARSE_MACS
+        count = choose("tasks", first(0 if small else len(tasks), range(len(tasks) + 1)))
+        if count:
+            sch.parallel(sch.fuse(*tasks[:count]))
+    loop = sch.get_loops(last)[-1]
+    _, lanes = sch.split(loop, [None, whole_vectors(sch, last, isa)])
+    sch.vectorize(lanes)
+    sch.annotate(sch.get_loops(anchor)[0], "pragma_import_llvm", sch.get(anchor).annotations["code"])
+    for block in larger[-1:]:
+        generic.schedule_elementwise(sch, block, isa, choose)
