@@ -18,7 +18,7 @@ import numpy as np
 BLOCKS = ((16, 16), (16, 4), (8, 8), (8, 4), (16, 1), (1, 16), (4, 4), (8, 1), (1, 8), (4, 1), (1, 4))
 GROUPS = (4, 8, 16)  # the M of N:M
 EXPLAINED = 0.9  # of all zeros, those that a pattern must account for
-FULL = 0.75  # density of what a pattern leaves
+FULL = 0.85  # density of what a pattern leaves
 FEWEST = 16  # groups; in fewer, N:M may be chance
 LEAST_SIDE = 4  # of a matrix with a pattern; in one row every zero is a column of zeros
 

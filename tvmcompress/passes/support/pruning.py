@@ -17,9 +17,8 @@ from tvmcompress.passes.support.calibration import Calibration
 from tvmcompress.passes.support.layers import LAYERS, Layer, layers, macs, matched
 from tvmcompress.passes.support.masks import GreatestBlocks, Pattern, Tiling, counts
 from tvmcompress.passes.support.matrices import Weight, gathered
-from tvmcompress.passes.support.repair import repaired
+from tvmcompress.passes.support.repair import new_weights, repaired
 from tvmcompress.passes.support.select import select
-from tvmcompress.passes.support.snr import layer_snr
 
 TABLES = ("relax.take", "relax.gather_elements", "relax.gather_nd")
 
@@ -55,18 +54,16 @@ class Pruning(Pass):
         left = {layer.name: p for w, p in zip(weights, patterns) if isinstance(p, str) for layer in w.layers}
         reasons |= left
         if not jobs:
-            return Outcome(mod, notes(mod, self.key, reasons, {}, {}))
-        found, new = repaired(mod, jobs, self.repair, self.damping, samples)
-        after = new.written(mod)
+            return Outcome(mod, notes(mod, self.key, reasons, {}))
+        found = repaired(mod, jobs, self.repair, self.damping, samples)
         rows: dict[str, dict] = {}
         for (weight, _), matrix in zip(jobs, found.matrices):
             about = {"density": np.count_nonzero(matrix) / matrix.size, "pattern": str(weight.sparsity(matrix))}
             rows |= {layer.name: {**about, "repair": found.how[layer.name]} for layer in weight.layers}
-        errors = {}
-        if samples is not None and self.needs_samples and samples.available:
-            measured = layer_snr(mod, after, dict(new.ends.values()), samples)
-            errors = {name: relative_error(measured[before]) for name, (before, _) in new.ends.items()}
-        return Outcome(after, notes(mod, self.key, reasons, rows, errors))
+        for name, error in found.errors.items():
+            rows[name]["error"] = error
+        after = new_weights(jobs, found).written(mod)
+        return Outcome(after, notes(mod, self.key, reasons, rows))
 
     def why_not(self, mod: tvm.IRModule) -> Callable[[Layer], str]:
         names = [layer.name for layer in layers(mod)]
@@ -137,22 +134,14 @@ def refuse_compressed(owner: str, chosen: Sequence[Layer], reasons: Mapping[str,
         )
 
 
-def relative_error(snr_db: float | None) -> float | None:
-    """Root of noise over signal; None when nothing differs, or all is zero."""
-    return None if snr_db is None else float(f"{10 ** (-snr_db / 20):.4g}")
-
-
 def notes(
-    mod: tvm.IRModule,
-    owner: str,
-    reasons: Mapping[str, str],
-    rows: Mapping[str, Mapping[str, Any]],
-    errors: Mapping[str, float | None],
+    mod: tvm.IRModule, owner: str, reasons: Mapping[str, str], rows: Mapping[str, Mapping[str, Any]]
 ) -> tuple[dict, ...]:
     """One row for each layer: pass, layer, kind, macs, pruned, not_pruned (the reason, empty if it was).
 
     With constant weights also density_before, density, pattern, and kept_zeros, those that were there. Where it was
-    pruned also repair and, with samples, error: of its output, as a share of that of the program before the pass.
+    pruned also repair and, with samples, error: what of its output (without the bias) samples say is lost, as a share:
+    the root of E|W x - V x - shift|^2 / E|W x|^2.
     """
     found = []
     for layer in layers(mod):
@@ -170,7 +159,5 @@ def notes(
             zeros = array.size - np.count_nonzero(array)
             row |= {"density_before": before.density, "density": before.density, "pattern": str(before)}
             row |= {"kept_zeros": int(zeros), **rows.get(layer.name, {})}
-        if layer.name in errors:
-            row["error"] = errors[layer.name]
         found.append(row)
     return tuple(found)

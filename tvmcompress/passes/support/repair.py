@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 import tvm
 
 from tvmcompress.passes.support import obs
-from tvmcompress.passes.support.biases import along_output, mean_shift
-from tvmcompress.passes.support.calibration import Calibration, Seen, observe
-from tvmcompress.passes.support.layers import Layer
+from tvmcompress.passes.support.biases import along_output
+from tvmcompress.passes.support.calibration import Calibration, observe
 from tvmcompress.passes.support.masks import Pattern
 from tvmcompress.passes.support.matrices import Weight
 from tvmcompress.passes.support.patches import Moments, Patches, patches_of
@@ -27,27 +27,40 @@ REPAIRS = ("none", "bias", "obs")
 
 @dataclass
 class Repaired:
-    """What a repair returns: matrices for the weights, what is to be added to the outputs of layers (shaped as these
-    want it), and for each layer's name a word on what was done.
+    """What a repair returns: matrices for the weights; and by the layers' names what is to be added to their outputs
+    (shaped as these want it), a word on what was done, and the error that is left.
     """
 
-    matrices: list[np.ndarray]
-    shifts: dict[str, np.ndarray]
-    how: dict[str, str]
+    matrices: list[np.ndarray] = field(default_factory=list)
+    shifts: dict[str, np.ndarray] = field(default_factory=dict)
+    how: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
 
 
 def repaired(
     mod: tvm.IRModule, jobs: Sequence[Job], repair: str, damping: float, samples: Calibration | None
-) -> tuple[Repaired, NewWeights]:
-    """The weights pruned and repaired, and the same by name, to be written into `mod`."""
-    if repair == "obs" and samples is not None:
-        found = surgeon(mod, jobs, damping, samples)
-    else:
-        found = Repaired([by_magnitude(w.matrix, p) for w, p in jobs], {}, {})
+) -> Repaired:
+    """The weights pruned: by magnitude, and with `repair` by what samples say of the layers' inputs.
+
+    Layers are taken in rounds, as many as moments fit in memory; a round sees the inputs that the pruned layers before
+    it make. Samples that can be read only once make one round.
+    """
+    found = Repaired()
+    if repair == "none" or samples is None:
+        found.matrices = [by_magnitude(w.matrix, p) for w, p in jobs]
         found.how = {layer.name: "none" for weight, _ in jobs for layer in weight.layers}
-        if repair == "bias" and samples is not None:
-            correct_biases(mod, jobs, found, samples)
-    return found, new_weights(jobs, found)
+        return found
+    current, renamed = mod, dict[str, str]()
+    most = -(-ROWS // (samples.total or SAMPLES))
+    for part in rounds(jobs, MOMENTS if not samples.once else 0):
+        if found.matrices:
+            so_far = new_weights(jobs, found)
+            current = so_far.written(mod)
+            renamed = dict(so_far.ends.values())
+        moments = gather(current, part, renamed, most, samples)
+        for weight, pattern in part:
+            repair_one(weight, pattern, repair, damping, moments, found)
+    return found
 
 
 def by_magnitude(matrix: np.ndarray, pattern: Pattern) -> np.ndarray:
@@ -55,53 +68,10 @@ def by_magnitude(matrix: np.ndarray, pattern: Pattern) -> np.ndarray:
 
 
 def new_weights(jobs: Sequence[Job], found: Repaired) -> NewWeights:
+    """By name, of the jobs that are done, to be written into the program."""
     arrays = [weight.array(matrix) for (weight, _), matrix in zip(jobs, found.matrices)]
     named = {layer.name: array for (weight, _), array in zip(jobs, arrays) for layer in weight.layers}
     return NewWeights(named, found.shifts)
-
-
-def correct_biases(mod: tvm.IRModule, jobs: Sequence[Job], found: Repaired, samples: Calibration) -> None:
-    """Take back by how much the mean of each output was shifted. See Nagel et al., "Data-free quantization through
-    weight equalization and bias correction", 2019; here the means are measured.
-    """
-    lost: list[tuple[Layer, np.ndarray]] = []
-    for (weight, _), matrix in zip(jobs, found.matrices):
-        for layer in weight.layers:
-            found.how[layer.name] = why_no_bias(weight, layer) or "bias"
-            if found.how[layer.name] == "bias":
-                lost.append((layer, weight.array(weight.matrix - matrix)))
-    seen = {layer.live[0].name: Seen(channel_axis=layer.input_axis) for layer, _ in lost}
-    observe(mod, seen, samples)
-    for layer, gone in lost:
-        mean = seen[layer.live[0].name].mean
-        assert mean is not None
-        found.shifts[layer.name] = mean_shift(layer, gone, mean)
-
-
-def why_no_bias(weight: Weight, layer: Layer) -> str:
-    if len(weight.layers) > 1:
-        return "none: other layers have the same weight"
-    return "" if layer.weight == 1 else "none: its weight comes first"
-
-
-def surgeon(mod: tvm.IRModule, jobs: Sequence[Job], damping: float, samples: Calibration) -> Repaired:
-    """Pruned and repaired by `obs`, with biases for what shifts the means.
-
-    Layers are taken in rounds, as many as moments fit in memory; a round sees the inputs that the pruned layers before
-    it make. Samples that can be read only once make one round.
-    """
-    found = Repaired([], {}, {})
-    current, renamed = mod, dict[str, str]()
-    most = -(-ROWS // (samples.total or SAMPLES))
-    for number, part in enumerate(rounds(jobs, MOMENTS if not samples.once else 0)):
-        if number:
-            so_far = new_weights(jobs[: len(found.matrices)], found)
-            current = so_far.written(mod)
-            renamed = dict(so_far.ends.values())
-        moments = gather(current, part, renamed, most, samples)
-        for job in part:
-            repair_one(job, moments, damping, found)
-    return found
 
 
 def rounds(jobs: Sequence[Job], most: int) -> Iterator[list[Job]]:
@@ -143,26 +113,45 @@ class Several:
             entry.add(array, low, high)
 
 
-def repair_one(job: Job, moments: dict[Patches, Moments], damping: float, found: Repaired) -> None:
-    weight, pattern = job
-    all_patches = [patches_of(layer) for layer in weight.layers]
-    patches = all_patches[0]
+def repair_one(
+    weight: Weight, pattern: Pattern, repair: str, damping: float, moments: dict[Patches, Moments], found: Repaired
+) -> None:
+    """Add to `found` the pruned matrix, and what goes with it."""
+    every = [patches_of(layer) for layer in weight.layers]
+    patches = every[0]
     if patches is None:
         found.matrices.append(by_magnitude(weight.matrix, pattern))
-        found.how |= {layer.name: "none: no plain product with a matrix" for layer in weight.layers}
+        found.how |= {layer.name: "none: it is no plain product with a matrix" for layer in weight.layers}
         return
-    seen = [moments[p] for p in all_patches if p is not None]
+    seen = [moments[p] for p in every if p is not None]
     alone = len(seen) == 1
     count = sum(entry.count for entry in seen)
-    hessians = []
-    for group in range(patches.groups):
-        # With a bias to make up for means, what is left to make up for is the spread around them.
-        parts = [entry.covariance(group) if alone else entry.second(group) * (entry.count / count) for entry in seen]
-        hessians.append(obs.damped(sum(parts[1:], parts[0]), damping, count))
-    matrix = obs.prune(weight.matrix, hessians, pattern)
-    found.matrices.append(matrix)
-    found.how |= {layer.name: "obs" for layer in weight.layers}
+
+    # With a bias to make up for means, what is left to make up for is the spread around them.
+    moment = Moments.covariance if alone else Moments.second
+    spread = [reduce(np.add, (moment(e, g) * (e.count / count) for e in seen)) for g in range(patches.groups)]
+    if repair == "obs":
+        matrix = obs.prune(weight.matrix, [obs.damped(h, damping, count) for h in spread], pattern)
+    else:
+        matrix = by_magnitude(weight.matrix, pattern)
+    lost = weight.matrix - matrix
+    signal, noise = power(weight.matrix, spread), power(lost, spread)
     if alone:
-        lost = (weight.matrix - matrix).reshape(patches.groups, -1, patches.inputs)
-        shift = np.einsum("goi,gi->go", lost, seen[0].mean()).reshape(-1)
-        found.shifts[weight.layer.name] = along_output(weight.layer, shift)
+        signal += float(np.square(mean_output(weight.matrix, seen[0].mean())).sum())
+        found.shifts[weight.layer.name] = along_output(weight.layer, mean_output(lost, seen[0].mean()))
+    found.matrices.append(matrix)
+    how = repair if alone or repair == "obs" else "none: other layers have the same weight"
+    found.how |= {layer.name: how for layer in weight.layers}
+    error = np.sqrt(noise / signal) if signal else 0.0
+    found.errors |= {layer.name: float(f"{error:.4g}") for layer in weight.layers}
+
+
+def mean_output(matrix: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """M E[x] of a matrix (outputs, inputs); `mean` is (groups, inputs)."""
+    return np.einsum("goi,gi->go", matrix.reshape(len(mean), -1, matrix.shape[1]), mean).reshape(-1)
+
+
+def power(matrix: np.ndarray, moments: list[np.ndarray]) -> float:
+    """E|M x|^2 of a matrix (outputs, inputs), given E[x x^T] of each group's inputs."""
+    parts = np.split(matrix, len(moments))
+    return max(0.0, sum(float(((part @ moment) * part).sum()) for part, moment in zip(parts, moments)))
