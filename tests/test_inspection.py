@@ -116,7 +116,7 @@ def test_tables_and_json():
     found = inspect(model_of(float_program(), ("x", (1, 4, 8, 8), "float32")))
     rows = dict(found.rows())
     assert rows["input"] == "x: float32 1x4x8x8" and rows["MACs"] == "5,850"
-    assert found.layer_rows()[0] == ("grouped", "conv2d", "2,304", "float", "50.0%")
+    assert found.layer_rows()[0] == ("grouped", "conv2d", "2,304", "float", "50.0%", "channels")
     again = json.loads(json.dumps(found.to_json()))
     assert again["macs"] == 5850 and again["layers"][0]["name"] == "grouped" and again["unsupported"] == []
 

@@ -54,3 +54,10 @@ def test_recipe_in_readme():
 
     (text,) = re.findall(r"^```toml\n(.*?)^```", section("Recipes"), re.MULTILINE | re.DOTALL)
     assert [step.key for step in Recipe.from_toml(text, "mine").passes][-1] == "quantize_static"
+
+
+def test_pruning_in_readme():
+    from tvmcompress import Recipe
+
+    (text,) = re.findall(r"^```toml\n(.*?)^```", section("Pruning"), re.MULTILINE | re.DOTALL)
+    assert [step.density for step in Recipe.from_toml(text, "mine").passes] == [0.2, 0.5]

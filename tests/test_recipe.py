@@ -9,11 +9,12 @@ from tvmcompress.recipe import SHIPPED, Recipe
 
 
 def test_shipped_recipes():
-    assert Recipe.list() == ["bf16", "fp16", "int4-weights", "int8", "int8-dynamic", "int8-weights"]
+    floats, integers = ["bf16", "fp16"], ["int4-weights", "int8", "int8-dynamic", "int8-weights"]
+    assert Recipe.list() == [*floats, *integers, "prune50-int8", "prune80-blocks-int8", "prune90"]
     for name in Recipe.list():
         recipe = Recipe.load(name)
         assert recipe.name == name and recipe.description
-        assert recipe.needs_samples == (name == "int8")
+        assert recipe.needs_samples == (name in ("int8", "prune50-int8", "prune80-blocks-int8"))
         # Every pass has its reason, as a comment above it.
         lines = (SHIPPED / f"{name}.toml").read_text().splitlines()
         tables = [i for i, line in enumerate(lines) if line.startswith("[")]
@@ -63,6 +64,10 @@ def test_a_file(tmp_path):
         ("[quantize_static]\npercentile = nan", "percentile must be in 50.0 … 100.0, got nan"),
         ("[quantize_static]\nattention = 1", "quantize_static: attention must be bool, got 1"),
         ("[quantize_static]\nskip = 'conv1'", "skip must be a list of str, got 'conv1'"),
+        ("[prune_magnitude]\ndensity = 0.0", "prune_magnitude: density must be above 0 and at most 1 .*, got 0.0"),
+        ("[prune_magnitude]\nsparsity = 0.9", "prune_magnitude has no option 'sparsity'"),
+        ("[prune_blocks]\nblock = 16", "prune_blocks: block must be a list of int, got 16"),
+        ("[prune_nm]\nn = 8", "prune_nm: n must be less than m, got 8:4; try 2:4"),
         ("[quantize_weights]\nbits = 5", "quantize_weights: bits must be one of 8, 4, got 5"),
         ("[quantize_weights]\nbits = true", "quantize_weights: bits must be int, got True"),
         ("[quantize_weights]\nmin_size = -1", "min_size must be 0 or more, got -1"),

@@ -13,15 +13,21 @@ from tvm import relax
 
 from tvmcompress.errors import UnsupportedOperatorsError
 from tvmcompress.ir import graph, ops
-from tvmcompress.ir.macs import LAYERS, LayerMacs, macs
+from tvmcompress.ir.macs import LayerMacs, macs
+from tvmcompress.ir.sparsity import Sparsity
+from tvmcompress.ir.zeros import sparsities
 from tvmcompress.model import Model
 from tvmcompress.spec import TensorSpec, spec_json
 from tvmcompress.target import Target
 
+MOSTLY_DENSE = 0.8
+
 
 @dataclass(frozen=True)
 class Layer:
-    """A convolution or matrix product, the elements of its weight, and the share of zeros in it; None when computed."""
+    """A convolution or matrix product, the elements of its weight, the share of zeros in it, and their pattern as in
+    `ir.sparsity`; None when it is computed.
+    """
 
     name: str
     op: str
@@ -30,6 +36,9 @@ class Layer:
     constant_weight: bool
     weights: int = 0
     sparsity: float | None = None
+    density: float | None = None
+    pattern: str | None = None
+    block: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -123,8 +132,12 @@ class Inspection:
         rows.append(("zeros in weights", percent(self.sparsity)))
         return rows
 
-    def layer_rows(self) -> list[tuple[str, str, str, str, str]]:
-        """name, operator, MACs, float or integer, zeros: for a table with one layer a row."""
+    def sparse_rows(self) -> list[tuple[str, str, str]]:
+        """name, density, pattern of each sparse layer: for a table, empty when there is none."""
+        return [(layer.name, percent(layer.density), pattern(layer)) for layer in self.layers if is_sparse(layer)]
+
+    def layer_rows(self) -> list[tuple[str, str, str, str, str, str]]:
+        """name, operator, MACs, float or integer, zeros, their pattern: for a table with one layer a row."""
         kinds = {True: "integer", False: "float"}
         return [
             (
@@ -133,9 +146,19 @@ class Inspection:
                 f"{layer.macs:,}",
                 kinds[layer.integer and self.integer_on_target],
                 percent(layer.sparsity),
+                pattern(layer),
             )
             for layer in self.layers
         ]
+
+
+def is_sparse(layer: Layer) -> bool:
+    """Zeros in a pattern, or more of them than rounding to 4 bits makes of small weights."""
+    return layer.density is not None and layer.density < (1 if layer.pattern != "unstructured" else MOSTLY_DENSE)
+
+
+def pattern(layer: Layer) -> str:
+    return str(Sparsity(layer.density or 0, layer.pattern or "", layer.block)) if layer.density not in (None, 1) else ""
 
 
 def describe(spec: TensorSpec) -> str:
@@ -201,8 +224,9 @@ def inspect_model(model: Model, target: str, integer: bool) -> Inspection:
     )
 
 
-def layer_of(found: LayerMacs, size: int, zeros: float | None) -> Layer:
-    return Layer(found.name, found.op, found.macs, found.integer, found.constant_weight, size, zeros)
+def layer_of(found: LayerMacs, size: int, zeros: Sparsity | None) -> Layer:
+    about = (found.name, found.op, found.macs, found.integer, found.constant_weight)
+    return Layer(*about, size, 1 - zeros.density, zeros.density, zeros.pattern, zeros.block) if zeros else Layer(*about)
 
 
 def weights(mod: tvm.IRModule) -> tuple[int, int]:
@@ -220,50 +244,6 @@ def weights(mod: tvm.IRModule) -> tuple[int, int]:
                 if size > 1 and (skipped is None or place < skipped):
                     seen[constant] = size * (2 if name == ops.UNPACK_INT4 else 1)
     return sum(seen.values()), sum(graph.value(c).nbytes for c in seen)
-
-
-def sparsities(mod: tvm.IRModule) -> dict[str, tuple[int, float]]:
-    """From a layer's name to its weight's size and share of zeros, as stored: a quantized zero is the zero point."""
-    known = graph.definitions(mod)
-    found = {}
-    for binding in graph.bindings(mod):
-        if graph.op_name(binding.value) in LAYERS:
-            share = zeros_in(binding.value.args[1], known)
-            if share is not None:
-                found[binding.var.name] = int(np.prod(graph.shape(binding.value.args[1]), dtype=np.int64)), share
-    return found
-
-
-def zeros_in(expr: relax.Expr, known: Mapping[relax.Var, relax.Expr]) -> float | None:
-    if graph.is_const(expr):
-        array = graph.value(expr)
-        return float(np.count_nonzero(array == 0) / array.size) if array.size else None
-    call = known.get(expr, expr)
-    name = graph.op_name(call)
-    if name in ("relax.permute_dims", "relax.reshape", "relax.astype"):
-        return zeros_in(call.args[0], known)
-    if name != "relax.dequantize" or not graph.is_const(call.args[2]):
-        return None
-    q = stored(call.args[0], known)
-    if q is None or not q.size:
-        return None
-    zero = graph.value(call.args[2]).astype(np.int64)
-    if zero.size > 1:
-        axis = int(call.attrs.axis) % q.ndim
-        zero = zero.reshape((1,) * axis + (-1,) + (1,) * (q.ndim - 1 - axis))
-    return float(np.count_nonzero(q == zero) / q.size)
-
-
-def stored(expr: relax.Expr, known: Mapping[relax.Var, relax.Expr]) -> np.ndarray | None:
-    """The quantized values behind an operand of dequantize, unpacked; None when they are computed."""
-    if graph.is_const(expr):
-        return graph.value(expr)
-    call = known.get(expr, expr)
-    if graph.op_name(call) != ops.UNPACK_INT4 or not graph.is_const(call.args[0]):
-        return None
-    packed = graph.value(call.args[0])
-    low, high = (packed << 4).view(np.int8) >> 4, packed.view(np.int8) >> 4
-    return np.stack([low, high], -1).reshape(packed.shape[0], -1)
 
 
 def border(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tvmcompress.report import Report, doubts, figures, number_text
+from tvmcompress.report import Report, doubts, figures, number_text, percent_text
 
 MOST_LAYERS = 12
 
@@ -29,6 +29,8 @@ def render(report: Report) -> RenderableType:
     parts: list[RenderableType] = [table]
     if noisy := [row for row in report.layers if row.get("snr_db") is not None]:
         parts.append(_layers(noisy))
+    if pruned := [row for row in report.layers if row.get("pruned")]:
+        parts += [_sparse(pruned), Text(_left_dense(report.layers), "dim")]
     how = report.how
     machine = f"{how['machine']['model']}, {how['threads']} threads"
     parts.append(Text(f"{machine}; timed {how['processes']}", "dim"))
@@ -47,3 +49,30 @@ def _layers(rows: list[dict]) -> Table:
     for row in rows[:MOST_LAYERS]:
         table.add_row(escape(str(row["name"])), number_text(row["snr_db"], " dB", 3))
     return table
+
+
+def _sparse(rows: list[dict]) -> Table:
+    """Layers that were pruned, those that lost most first."""
+    rows = sorted(rows, key=lambda row: -(row.get("error") or 0))
+    more = f" of {len(rows)}" if len(rows) > MOST_LAYERS else ""
+    title = f"Pruned layers ({min(len(rows), MOST_LAYERS)}{more})"
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for name in ("layer", "density", "before", "pattern", "repair", "error"):
+        table.add_column(name, justify="right" if name in ("density", "before", "error") else "left")
+    for row in rows[:MOST_LAYERS]:
+        numbers = [percent_text(row.get(key)) for key in ("density", "density_before", "error")]
+        words = [str(row["name"]), numbers[0], numbers[1], str(row["pattern"]), str(row["repair"]), numbers[2]]
+        table.add_row(*map(escape, words))
+    return table
+
+
+def _left_dense(rows: list[dict]) -> str:
+    """Which layers were not pruned, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("not_pruned"):
+            reasons.setdefault(row["not_pruned"], []).append(str(row["name"]))
+    return "\n".join(
+        f"Not pruned: {', '.join(names[:MOST_LAYERS])}{' …' * (len(names) > MOST_LAYERS)}: {why}"
+        for why, names in reasons.items()
+    )

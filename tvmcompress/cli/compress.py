@@ -27,7 +27,7 @@ def command(
     output: Path,
     json_path: str | None,
 ) -> None:
-    """Carry out a recipe on a model: fold, quantize, store in fewer bits.
+    """Carry out a recipe on a model: fold, prune, quantize, store in fewer bits.
 
     MODEL is an .onnx, .pt2 or .tflite file, or what this command wrote.
     """
@@ -49,13 +49,14 @@ def _text(value: dict) -> str:
     from tvmcompress.report import bytes_text
 
     size = value["bytes"]
-    rows = [row for row in value["notes"] if "quantized" in row]
-    kept = [row for row in rows if not row["quantized"]]
     lines = [f"{value['output']}: {bytes_text(size['output'])}, the model's file has {bytes_text(size['model'])}"]
     lines += [f"  {step}" for step in value["applied"]]
-    if rows:
-        lines.append(f"  {len(rows) - len(kept)} of {len(rows)} layers quantized")
-    lines += [f"    {row['layer']} stays float: {row['why']}" for row in kept[:10]]
-    if len(kept) > 10:
-        lines.append(f"    … and {len(kept) - 10} more; --json has them all")
+    for done, why, otherwise in (("pruned", "not_pruned", "is not pruned"), ("quantized", "why", "stays float")):
+        rows = [row for row in value["notes"] if done in row]
+        kept = [row for row in rows if not row[done]]
+        if rows:
+            lines.append(f"  {len(rows) - len(kept)} of {len(rows)} layers {done}")
+        lines += [f"    {row['layer']} {otherwise}: {row[why]}" for row in kept[:10]]
+        if len(kept) > 10:
+            lines.append(f"    … and {len(kept) - 10} more; --json has them all")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,13 +56,19 @@ def is_package(path: Path) -> bool:
 def _model(found: Inspection, layers: bool) -> RenderableType:
     parts: list[RenderableType] = [_pairs(found.rows())]
     if layers and found.layers:
-        table = Table(box=box.SIMPLE_HEAD)
-        for title in ("layer", "operator", "MACs", "in", "zeros"):
-            table.add_column(title, justify="right" if title in ("MACs", "zeros") else "left")
-        for row in found.layer_rows():
-            table.add_row(*map(Text, row))
-        parts.append(table)
+        parts.append(_table(("layer", "operator", "MACs", "in", "zeros", "pattern"), found.layer_rows()))
+    elif sparse := found.sparse_rows():
+        parts.append(_table(("sparse layer", "density", "pattern"), sparse))
     return Group(*parts)
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in titles:
+        table.add_column(title, justify="right" if title in ("MACs", "zeros", "density") else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def _package(value: dict, builds: tuple[Package, ...]) -> Table:
@@ -76,6 +83,8 @@ def _package(value: dict, builds: tuple[Package, ...]) -> Table:
     rows += [(part, bytes_text(size)) for part, size in value["sizes"].items()]
     rows += [("made from", f"{source['name']}, {bytes_text(source['bytes'])}, SHA-256 {source['sha256']}")]
     rows += [("passes applied", "; ".join(value["applied"]) or "none")]
+    if pruned := _pruned(value["notes"]):
+        rows += [("pruned", pruned)]
     if macs := value.get("macs"):
         share = f"{macs['integer'] / macs['total']:.1%}" if macs["total"] else "-"
         rows += [("multiply-adds", f"{macs['total']:,}, {share} in integers")]
@@ -86,6 +95,17 @@ def _package(value: dict, builds: tuple[Package, ...]) -> Table:
         rows += [("build", _build(build, needs["features"])) for build in builds]
     rows += [("versions", ", ".join(f"{name} {version}" for name, version in value["versions"].items()))]
     return _pairs(rows)
+
+
+def _pruned(notes: list[dict]) -> str:
+    """`12 of 14 layers, to densities 0.1 … 0.2: unstructured`, or nothing."""
+    layers = {note["layer"] for note in notes if "pruned" in note}
+    rows = {note["layer"]: note for note in notes if note.get("pruned")}
+    if not rows:
+        return ""
+    patterns = ", ".join(sorted({note["pattern"] for note in rows.values()}))
+    densities = [note["density"] for note in rows.values()]
+    return f"{len(rows)} of {len(layers)} layers, to densities {min(densities):.3g} … {max(densities):.3g}: {patterns}"
 
 
 def _build(build: Package, common: list[str]) -> str:

@@ -102,12 +102,17 @@ def layers(manifest: Mapping[str, Any]) -> list[dict]:
     notes: dict[str, dict] = {}
     for note in manifest["notes"]:
         name = str(note.get("layer", "")).replace(".", "_")
-        # Several passes may speak of a layer; the one that compressed it has the word.
-        if name and not notes.get(name, {}).get("quantized"):
-            notes[name] = {**notes.get(name, {}), **{k: v for k, v in note.items() if k != "layer"}}
+        if name:
+            notes[name] = joined(notes.get(name, {}), {k: v for k, v in note.items() if k != "layer"})
     rows = [{**notes.pop(row["name"].replace(".", "_"), {}), **row} for row in manifest["layers"]]
     rows += [{"name": name, **note} for name, note in notes.items()]
     return [{key: None if is_unbounded(value) else value for key, value in row.items()} for row in rows]
+
+
+def joined(before: dict, note: dict) -> dict:
+    """What several passes say of a layer: the last that compressed it has the word, others add what is not yet said."""
+    acted = [any(row.get(key) for key in ("quantized", "pruned")) for row in (before, note)]
+    return {**note, **before} if acted == [True, False] else {**before, **note}
 
 
 def is_unbounded(value: Any) -> bool:

@@ -6,6 +6,9 @@ import tvm
 
 from tvmcompress.passes.fold_batch_norm import FoldBatchNorm
 from tvmcompress.passes.fold_constants import FoldConstants
+from tvmcompress.passes.prune_blocks import PruneBlocks
+from tvmcompress.passes.prune_magnitude import PruneMagnitude
+from tvmcompress.passes.prune_nm import PruneNm
 from tvmcompress.passes.quantize_dynamic import QuantizeDynamic
 from tvmcompress.passes.quantize_static import QuantizeStatic
 from tvmcompress.passes.quantize_weights import QuantizeWeights
@@ -17,6 +20,9 @@ from tvmcompress.passes.to_fp16 import ToFp16
 PASSES: dict[str, type[Pass]] = {
     "fold_batch_norm": FoldBatchNorm,
     "fold_constants": FoldConstants,
+    "prune_magnitude": PruneMagnitude,
+    "prune_nm": PruneNm,
+    "prune_blocks": PruneBlocks,
     "quantize_static": QuantizeStatic,
     "quantize_dynamic": QuantizeDynamic,
     "quantize_weights": QuantizeWeights,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from functools import reduce
-from typing import ClassVar
 
 import numpy as np
 import tvm
@@ -38,8 +37,6 @@ class QuantizeStatic(Pass):
     measured instead of derived.
     """
 
-    needs_samples: ClassVar[bool] = True
-
     method: str = option("mse", "how an activation's range is chosen", choices=ranges.METHODS)
     percentile: float = option(99.999, "of values kept inside, for method 'percentile'", low=50.0, high=100.0)
     search_weights: bool = option(True, "weight scales of least squared error instead of the greatest magnitude")
@@ -48,6 +45,10 @@ class QuantizeStatic(Pass):
     measure: bool = option(True, "note each layer's signal-to-noise ratio against float")
     skip: tuple[str, ...] = option((), "names of layers to leave float; * and ? are wildcards")
     skip_kinds: tuple[str, ...] = option((), "kinds of layers to leave float: conv, depthwise, conv_transpose, …")
+
+    @property
+    def needs_samples(self) -> bool:
+        return True
 
     def __call__(self, mod: tvm.IRModule, samples: Calibration | None = None) -> Outcome:
         if samples is None:

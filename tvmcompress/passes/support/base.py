@@ -7,7 +7,7 @@ import re
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import tvm
 
@@ -38,7 +38,10 @@ class Pass:
     made, so a recipe is checked when it is read.
     """
 
-    needs_samples: ClassVar[bool] = False
+    @property
+    def needs_samples(self) -> bool:
+        """Whether it calibrates, with the options that it has."""
+        return False
 
     def __post_init__(self) -> None:
         kinds = typing.get_type_hints(type(self))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import tvm
@@ -126,7 +127,12 @@ class Seen:
             self.mean = mean if self.mean is None else self.mean + (mean - self.mean) / self.count
 
 
-def observe(mod: tvm.IRModule, seen: dict[str, Seen], samples: Calibration) -> int:
+class Observer(Protocol):
+    def add(self, array: np.ndarray, low: float, high: float) -> None:
+        """Take note of a tensor of one sample; its least and greatest value."""
+
+
+def observe(mod: tvm.IRModule, seen: Mapping[str, Observer], samples: Calibration) -> int:
     """Feed every sample through `mod` and show each tensor named in `seen` to its entry. Returns how many samples.
 
     Raises SampleError naming tensor and sample for NaN or infinity.

@@ -10,6 +10,7 @@ from tvm import relax
 
 from tvmcompress.ir import graph, ops
 from tvmcompress.passes.support import ranges, weights
+from tvmcompress.passes.support.biases import adds_constant, mean_shift, with_bias
 from tvmcompress.passes.support.layers import Layer
 from tvmcompress.passes.support.placement import Plan, live
 
@@ -99,7 +100,7 @@ class Insertion:
         mean = self.means.get(layer.live[0].name) if layer.weight == 1 else None
         if mean is None or layer.channel < 0:
             return call
-        shift = output_shift(layer, integers, scales, mean)
+        shift = mean_shift(layer, lost(layer, integers, scales), mean)
         inside = self.plan.inside[layer.var]
         if len(inside) > 1 and adds_constant(self.old[inside[1]]):
             self.biases[inside[1]] = shift
@@ -118,36 +119,8 @@ def substitute(expr: graph.Expr, mapping: Mapping[graph.Expr, graph.Expr]) -> gr
     return mapping.get(expr, expr) if isinstance(expr, relax.Var) or graph.is_const(expr) else expr
 
 
-def adds_constant(expr: graph.Expr) -> bool:
-    return graph.op_name(expr) == "relax.add" and any(graph.is_const(a) for a in expr.args)
-
-
-def with_bias(expr: relax.Call, shift: np.ndarray) -> relax.Call:
-    """The addition with `shift` added to its constant."""
-    return relax.op.add(*[graph.const(graph.value(a) + shift) if graph.is_const(a) else a for a in expr.args])
-
-
-def output_shift(layer: Layer, integers: np.ndarray, scales: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """By how much rounding the weights lowers the mean of each output channel, shaped to be added to the output.
-
-    E[W x] - E[Wq x] = sum over inputs of (W - Wq) E[x]; padding at the borders is left out of account.
-    """
+def lost(layer: Layer, integers: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """What rounding takes from the weights."""
     shape = [1] * integers.ndim
     shape[layer.channel] = -1
-    lost = layer.weights() - integers * scales.reshape(shape)
-    if layer.kind == "matmul":
-        lost = lost.reshape(-1, *lost.shape[-2:]).mean(axis=0)
-        return (mean @ lost).astype(np.float32)
-    attrs = layer.call.attrs
-    taps = tuple(i for i in range(lost.ndim) if i not in (layer.channel, layer.inner))
-    lost = np.moveaxis(lost, (layer.channel, layer.inner), (-1, -2)).sum(
-        axis=tuple(range(len(taps)))
-    )  # (inner, channel)
-    groups = int(attrs.groups)
-    if layer.kind == "conv_transpose":  # (I, O/g); a pixel of the output sees one in prod(strides) of the taps
-        lost = lost.reshape(groups, -1, lost.shape[1]) / np.prod([int(s) for s in attrs.strides])
-    else:  # (I/g, O)
-        lost = np.moveaxis(lost.reshape(lost.shape[0], groups, -1), 1, 0)
-    shift = np.einsum("gi,gio->go", mean.reshape(groups, -1), lost).reshape(-1)
-    layout = str(attrs.data_layout)
-    return shift.astype(np.float32).reshape([-1 if axis == "C" else 1 for axis in layout])
+    return layer.weights() - integers * scales.reshape(shape)

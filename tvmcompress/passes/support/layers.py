@@ -118,12 +118,17 @@ def skipped(all_layers: Sequence[Layer], skip: Sequence[str], skip_kinds: Sequen
             )
         reasons.update((layer.name, f"skipped by kind '{kind}'") for layer in all_layers if layer.kind == kind)
     for pattern in skip:
-        matched = [name for name in names if fnmatch.fnmatchcase(sanitized(name), sanitized(pattern))]
-        if not matched:
-            near = did_you_mean(sanitized(pattern), names)
-            raise RecipeError(f"{owner}: skip '{pattern}' matches none of the model's {len(names)} layers{near}")
-        reasons.update((name, f"skipped by name '{pattern}'") for name in matched)
+        reasons.update((name, f"skipped by name '{pattern}'") for name in matched(names, pattern, owner, "skip"))
     return reasons
+
+
+def matched(names: Sequence[str], pattern: str, owner: str, option: str) -> list[str]:
+    """The layers' names that a pattern stands for. Raises RecipeError when there is none, with the nearest."""
+    found = [name for name in names if fnmatch.fnmatchcase(sanitized(name), sanitized(pattern))]
+    if not found:
+        near = did_you_mean(sanitized(pattern), names)
+        raise RecipeError(f"{owner}: {option} '{pattern}' matches none of the model's {len(names)} layers{near}")
+    return found
 
 
 def macs(layer: Layer) -> int:
