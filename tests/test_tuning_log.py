@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.postgresql import postgresql  # noqa: F401  a fixture
+from tvmcompress.cli.log import _table, best
 from tvmcompress.errors import MissingDependencyError, UsageError
 from tvmcompress.target import Target
 from tvmcompress.trials import STATUSES, Trial, board_key, from_record, record, target_key
@@ -86,6 +87,14 @@ def test_only_what_failed_for_no_fault_of_its_own_is_measured_again(status: str,
         log.add(trial(status=status, times_ms=times))
         assert log.add(trial(times_ms=(0.5,))) == (status in ("infra_error", "cancelled"))
         assert len(log.trials()) == 1
+
+
+def test_show_counts_what_was_cancelled_by_itself() -> None:
+    trials = [trial(0), trial(1), trial(2, status="cancelled", times_ms=())]
+    table = _table(best(trials), trials, False)
+    assert list(table.columns[4].cells)[0].plain == "2" and table.caption.startswith("and 1 cancelled")
+    assert not _table(best(trials), trials[:2], False).caption
+    assert list(_table(trials, trials, True).columns[4].cells)[2].plain == "cancelled"
 
 
 def test_confirmed_decisions_come_first(where) -> None:
