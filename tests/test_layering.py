@@ -42,6 +42,7 @@ LAYERS = [
             "linking",
             "trials",
             "tuning_log",
+            "tuning_log_database",
             "tuning_log_repair",
             "tuning_log_metaschedule",
         },

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.postgresql import postgresql  # noqa: F401  a fixture
+from tvmcompress.cli.log import _table, best
 from tvmcompress.errors import MissingDependencyError, UsageError
 from tvmcompress.target import Target
 from tvmcompress.trials import STATUSES, Trial, board_key, from_record, record, target_key
@@ -33,11 +35,19 @@ def trial(number: int = 0, **changes) -> Trial:
     return Trial(**{**values, **changes})
 
 
-def test_what_is_added_is_found(tmp_path) -> None:
-    with TuningLog.open(tmp_path / "deep" / "log.db") as log:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where a new log may be: a file, and a server's database."""
+    if request.param == "sqlite":
+        return tmp_path / "deep" / "log.db"
+    return request.getfixturevalue("postgresql").database()
+
+
+def test_what_is_added_is_found(where) -> None:
+    with TuningLog.open(where) as log:
         assert log.add(trial(2)) and log.add(trial(1)) and not log.add(trial(1, times_ms=(0.1,)))
         assert log.add(trial(0, status="run_crash", times_ms=(), error="SIGSEGV", conditions={"mhz": 1500}))
-    with TuningLog.open(tmp_path / "deep" / "log.db") as log:
+    with TuningLog.open(where) as log:
         assert log.best("native:1", trial().workload).decisions == {"tile": {"pixels": 1}}
         found = log.trials()
         assert [t.ms for t in found] == [3.05, 2.05, float("inf")]
@@ -46,8 +56,8 @@ def test_what_is_added_is_found(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["target", "board", "versions", "workload"])
-def test_never_found_for_another(name: str, tmp_path) -> None:
-    with TuningLog.open(tmp_path / "log.db") as log:
+def test_never_found_for_another(name: str, where) -> None:
+    with TuningLog.open(where) as log:
         log.add(trial())
         log.confirm(trial())
         place = {"target": "native:1", "workload": trial().workload, "board": "a board", "versions": "v"}
@@ -71,16 +81,24 @@ def test_boards_differ_by_what_they_are() -> None:
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_only_what_failed_for_no_fault_of_its_own_is_measured_again(status: str, tmp_path) -> None:
-    with TuningLog.open(tmp_path / "log.db") as log:
+def test_only_what_failed_for_no_fault_of_its_own_is_measured_again(status: str, where) -> None:
+    with TuningLog.open(where) as log:
         times = (1.0,) if status == "ok" else ()
         log.add(trial(status=status, times_ms=times))
         assert log.add(trial(times_ms=(0.5,))) == (status in ("infra_error", "cancelled"))
         assert len(log.trials()) == 1
 
 
-def test_confirmed_decisions_come_first(tmp_path) -> None:
-    with TuningLog.open(tmp_path / "log.db") as log:
+def test_show_counts_what_was_cancelled_by_itself() -> None:
+    trials = [trial(0), trial(1), trial(2, status="cancelled", times_ms=())]
+    table = _table(best(trials), trials, False)
+    assert next(iter(table.columns[4].cells)).plain == "2" and table.caption.startswith("and 1 cancelled")
+    assert not _table(best(trials), trials[:2], False).caption
+    assert list(_table(trials, trials, True).columns[4].cells)[2].plain == "cancelled"
+
+
+def test_confirmed_decisions_come_first(where) -> None:
+    with TuningLog.open(where) as log:
         for number in range(3):
             log.add(trial(number))
         log.add(trial(7, workload="another", status="wrong_result", times_ms=()))
@@ -90,8 +108,23 @@ def test_confirmed_decisions_come_first(tmp_path) -> None:
         assert log.decisions("native:1", "v") == {trial().workload: {"tile": {"pixels": 1}}}
 
 
-def test_time_spent_adds_up(tmp_path) -> None:
-    with TuningLog.open(tmp_path / "log.db") as log:
+def test_numbers_are_noted(where) -> None:
+    with TuningLog.open(where) as log:
+        assert log.number("of a board") is None
+        log.note_number("of a board", 0.5)
+        log.note_number("of a board", 0.1)
+        assert log.number("of a board") == 0.1
+
+
+def test_what_a_crash_prints_may_be_anything(where) -> None:
+    with TuningLog.open(where) as log:
+        log.add(trial(status="run_crash", times_ms=(), error="\x00bad\x01 “é” \U0001f525", conditions={"said": "\x00"}))
+        (found,) = log.trials()
+        assert found.error == "bad\x01 “é” \U0001f525" and found.conditions == {"said": "\x00"}
+
+
+def test_time_spent_adds_up(where) -> None:
+    with TuningLog.open(where) as log:
         assert log.spent("a job") == 0
         log.spend("a job", 2.5)
         log.spend("a job", 1.5)
@@ -101,9 +134,9 @@ def test_time_spent_adds_up(tmp_path) -> None:
 # -- records ----------------------------------------------------------------------------------------------------------
 
 
-def test_records_come_back(tmp_path) -> None:
+def test_records_come_back(where, tmp_path) -> None:
     trials = [trial(i, conditions={"temperature_c": 50.5}) for i in range(3)]
-    with TuningLog.open(tmp_path / "one.db") as log, TuningLog.open(tmp_path / "two.db") as other:
+    with TuningLog.open(tmp_path / "one.db") as log, TuningLog.open(where) as other:
         for one in trials:
             log.add(one)
         assert log.export(tmp_path / "out.jsonl", log.trials()) == 3
@@ -127,10 +160,10 @@ BAD = {
 }
 
 
-def test_bad_lines_are_set_aside_and_the_others_taken(tmp_path) -> None:
+def test_bad_lines_are_set_aside_and_the_others_taken(where) -> None:
     good = [json.dumps(record(trial(i, at="now"))) for i in range(3)]
     lines = [good[0], "", *list(BAD), "   ", good[1], good[2], good[2][: len(good[2]) // 2]]
-    with TuningLog.open(tmp_path / "log.db") as log:
+    with TuningLog.open(where) as log:
         new, known, bad = log.import_lines(lines)
         assert (new, known, len(log.trials())) == (3, 0, 3)
     assert [text for _, text, _ in bad] == [*BAD, good[2][: len(good[2]) // 2]]
@@ -206,9 +239,9 @@ def write_many(path: str, writer: int, count: int) -> None:
             log.add(trial(number, workload="kernel of all"))
 
 
-def test_four_writers(tmp_path) -> None:
-    """Nothing lost, doubled or filed under another."""
-    path, count = str(tmp_path / "log.db"), 250
+def test_four_writers(where) -> None:
+    """Nothing lost, doubled or filed under another; they also make the log all at once."""
+    path, count = str(where), 250
     context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=write_many, args=(path, i, count)) for i in range(4)]
     for writer in writers:
@@ -237,7 +270,7 @@ with TuningLog.open(sys.argv[1]) as log:
 """
 
 
-def killed_at_random(path: Path, rng: random.Random) -> int:
+def killed_at_random(path: Path | str, rng: random.Random) -> int:
     """A writer killed at any moment: the number of the last trial of which it said that it is in the log."""
     with subprocess.Popen(
         [sys.executable, "-c", WRITER, str(path)], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -250,8 +283,8 @@ def killed_at_random(path: Path, rng: random.Random) -> int:
 
 
 @pytest.mark.parametrize("times", [5, pytest.param(200, marks=pytest.mark.long)])
-def test_a_killed_writer_loses_nothing(times: int, tmp_path) -> None:
-    rng, path = random.Random(0), tmp_path / "log.db"
+def test_a_killed_writer_loses_nothing(times: int, where) -> None:
+    rng, path = random.Random(0), where
     for _ in range(times):
         last = killed_at_random(path, rng)
         with TuningLog.open(path) as log:

@@ -6,12 +6,15 @@ go back to the system: glibc raises the size from which it does so with every bl
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 PR_SET_PDEATHSIG = 1
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
 LARGE = 1 << 20  # bytes; a block of at least this size is its own mapping, given back when freed
@@ -37,6 +40,19 @@ def import_without_torch(name: str) -> None:
         importlib.import_module(name)
     finally:
         del sys.modules["torch"]
+
+
+@contextlib.contextmanager
+def interrupts_wait() -> Iterator[None]:
+    """Interrupts wait until after it; threads that are started in it never take one.
+
+    Within a fork one would be lost, as Python ignores what its hooks raise there: also one that another thread took.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def die_with_parent(parent: int | None = None) -> None:

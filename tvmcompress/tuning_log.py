@@ -4,9 +4,9 @@
         log.add(Trial(target=…, workload="conv2d …", decisions={"tile": …}, times_ms=(0.21, 0.2), …))
         log.best(target, "conv2d …")
 
-A file of SQLite, or a database by URL (postgresql://…) for many machines. Every trial is one transaction, on the disk
-before `add` returns. A trial belongs to one target, board, and version of TVM and of our schedules, and is never found
-for another.
+A file of SQLite, or by URL a database of PostgreSQL (postgresql://…) for many machines. Every trial is a transaction,
+on the disk before `add` returns. A trial belongs to one target, board, and version of TVM and of our schedules, and is
+never found for another.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -31,22 +30,20 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
-    create_engine,
     delete,
-    event,
     insert,
     select,
     update,
 )
-from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import IntegrityError
 
-from tvmcompress.errors import MissingDependencyError, TvmcompressError, UsageError
+from tvmcompress.errors import UsageError
 from tvmcompress.ir.files import atomic_write
 from tvmcompress.trials import EMULATED, PASSING, STATUSES, Trial, from_record, record
+from tvmcompress.tuning_log_database import Transaction, TuningLogError, engine_of
 
 SCHEMA = 1
-PATIENCE_S = 30.0  # for another writer
 
 _metadata = MetaData()
 _about = Table("about", _metadata, Column("name", String(64), primary_key=True), Column("value", Text))
@@ -81,10 +78,6 @@ _confirmed = Table(
 _jobs = Table("jobs", _metadata, Column("job", String(64), primary_key=True), Column("spent_s", Float, nullable=False))
 
 
-class TuningLogError(TvmcompressError):
-    """The log cannot be read or written."""
-
-
 def default_path() -> Path:
     """Where the log of this user lies, unless TVMCOMPRESS_LOG names another."""
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
@@ -107,7 +100,7 @@ class TuningLog:
         """
         where = where or os.environ.get("TVMCOMPRESS_LOG") or default_path()
         if "://" in str(where):
-            return cls(_engine(str(where)), str(where).split("://")[0] + "://…")
+            return cls(engine_of(str(where)), str(where).split("://")[0] + "://…")
         path = Path(where)
         if path.is_dir():
             raise UsageError(f"tuning log {path}: is a folder; wanted a file")
@@ -115,7 +108,7 @@ class TuningLog:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TuningLogError(f"tuning log {path}: {error.strerror}") from error
-        return cls(_engine(f"sqlite:///{path}"), str(path))
+        return cls(engine_of(f"sqlite:///{path}"), str(path))
 
     def __enter__(self) -> TuningLog:
         return self
@@ -202,7 +195,9 @@ class TuningLog:
         return count
 
     def sound(self) -> bool:
-        """Whether a file of SQLite is whole."""
+        """Whether a file of SQLite is whole; a server sees to that itself."""
+        if self.engine.dialect.name != "sqlite":
+            return True
         with self._begin() as connection:
             return connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
 
@@ -278,64 +273,8 @@ class TuningLog:
                 "update, or name another with --log"
             )
 
-    def _begin(self) -> _Transaction:
-        return _Transaction(self.engine, self.name)
-
-
-class _Transaction:
-    """One transaction, with the database's errors in our words."""
-
-    def __init__(self, engine: Engine, name: str) -> None:
-        self.engine, self.name = engine, name
-
-    def __enter__(self) -> Connection:
-        try:
-            self.context = self.engine.begin()
-            return self.context.__enter__()
-        except SQLAlchemyError as error:
-            raise self.translated(error) from error
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            self.context.__exit__(kind, error, trace)
-        except SQLAlchemyError as failure:
-            raise self.translated(failure) from failure
-        if isinstance(error, SQLAlchemyError) and not isinstance(error, IntegrityError):
-            raise self.translated(error) from error
-
-    def translated(self, error: SQLAlchemyError) -> TvmcompressError:
-        said = str(getattr(error, "orig", None) or error).strip().splitlines()[0][:160]
-        if "full" in said or "disk I/O" in said or "too large" in said.lower():
-            with_room = ""
-            if Path(self.name).parent.is_dir():
-                with_room = f"; {shutil.disk_usage(Path(self.name).parent).free} bytes are free there"
-            return TuningLogError(f"tuning log {self.name}: cannot be written ({said}){with_room}; nothing was lost")
-        if "not a database" in said or "malformed" in said:
-            return TuningLogError(f"tuning log {self.name}: {said}; `tvmcompress log repair` keeps what can be read")
-        return TuningLogError(f"tuning log {self.name}: {said}")
-
-
-def _engine(url: str) -> Engine:
-    try:
-        options: dict[str, Any] = {"connect_args": {"timeout": PATIENCE_S}} if url.startswith("sqlite") else {}
-        engine = create_engine(url, **options)
-    except (ArgumentError, NoSuchModuleError, ValueError) as error:
-        raise UsageError(f"tuning log '{url[:80]}': {str(error)[:120]}; wanted a path or postgresql://…") from error
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"tuning log {url.split(':')[0]}://…: pip install {error.name}") from error
-    if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _settle)
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
-    return engine
-
-
-def _settle(connection: Any, _record: object) -> None:
-    """Readers beside a writer, every commit on the disk, and transactions begun by us: Python's begin too late."""
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    for pragma in ("busy_timeout = 30000", "journal_mode = WAL", "synchronous = FULL"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+    def _begin(self) -> Transaction:
+        return Transaction(self.engine, self.name)
 
 
 def _fact(name: str) -> str:
@@ -352,7 +291,8 @@ def _now() -> str:
 
 def _row(trial: Trial) -> dict[str, Any]:
     values = {f.name: getattr(trial, f.name) for f in fields(trial)}
-    dumped = {name: _json(values[name]) for name in ("decisions", "times_ms", "conditions")}
+    dumped: dict[str, Any] = {name: _json(values[name]) for name in ("decisions", "times_ms", "conditions")}
+    dumped["error"] = trial.error.replace("\0", "")  # which a crash may print, and PostgreSQL refuses
     return {**values, **dumped, "digest": trial.digest, "at": trial.at or _now()}
 
 

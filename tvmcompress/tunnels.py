@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from tvmcompress import process
 from tvmcompress.errors import MissingDependencyError, UsageError
 from tvmcompress.serving import front
 from tvmcompress.wire import BoardError
@@ -140,7 +141,8 @@ class Tunnels:
         if self.loop is None:
             self.loop = asyncio.new_event_loop()
             self.thread = threading.Thread(target=self.loop.run_forever, daemon=True, name="tunnels")
-            self.thread.start()
+            with process.interrupts_wait():
+                self.thread.start()
         future = asyncio.run_coroutine_threadsafe(asyncio.wait_for(task, self.seconds), self.loop)
         try:
             return future.result()

@@ -18,7 +18,7 @@ from tvmcompress.errors import TvmcompressError
 MAGIC, TRACKER_MAGIC = 0xFF271, 0x2F271
 SUCCESS, MISMATCH = MAGIC, MAGIC + 2
 CONTROL = "!tvmcompress"  # no key of TVM's: those are names
-PROTOCOL = 1
+PROTOCOL = 2  # raised when a client wants what an older server has not
 MOST_KEY, MOST_FRAME = 4096, 1 << 20  # bytes
 
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import contextlib
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import psutil
 
 from tvmcompress import process
 
 process.import_without_torch("tvm")
 
-from tvmcompress.serving import listener, watchdog  # noqa: E402
 from tvmcompress.target import Target  # noqa: E402
 from tvmcompress.tuning import board  # noqa: E402
 from tvmcompress.tuning.crew import Crew  # noqa: E402
@@ -25,51 +26,57 @@ CASES = ((0.2, 8, 40), (2.0, 64, 15))  # the pause in seconds, how many boards, 
 ROUNDS = 3
 
 
-@contextmanager
+@contextlib.contextmanager
 def servers(count: int, pause: float) -> Iterator[list[str]]:
-    """Boards of one CPU each, which share this machine: so the known kernel's time is not looked at."""
-    found, pids, cpus = [], [], sorted(os.sched_getaffinity(0))
-    for number in range(count):
-        listening = watchdog.bound("127.0.0.1", 0)
-        found.append(f"127.0.0.1:{listening.getsockname()[1]}")
-        pid = os.fork()
-        if pid == 0:
-            process.die_with_parent()
-            os.sched_setaffinity(0, {cpus[number % len(cpus)]})
-            listener.run(listening, before=lambda: time.sleep(pause))
-            os._exit(0)
-        pids.append(pid)
-        listening.close()
-    try:
-        yield found
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+    """Addresses of boards of one CPU each, which share this machine: so the known kernel's time is not looked at."""
+    command = [sys.executable, "-m", "scripts.tuning.servers", str(count), str(pause)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as farm:
+        assert farm.stdout is not None
+        try:
+            yield farm.stdout.readline().split()
+        finally:
+            farm.kill()
 
 
-def rate(folder: Path, count: int, pause: float, jobs: int) -> float:
-    """Jobs a second."""
+def spent() -> float:
+    """Seconds of processor time of this process, of those below it, and of what these have seen end."""
+    me, seconds = psutil.Process(), 0.0
+    for one in [me, *me.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = one.cpu_times()
+            seconds += times.user + times.system + times.children_user + times.children_system
+    return seconds
+
+
+def rate(folder: Path, count: int, pause: float, jobs: int) -> tuple[float, float]:
+    """Jobs a second, and ms of processor time of a job, on both sides together."""
     with servers(count, pause) as addresses, TuningLog.open(folder / "log.db") as log:
         workshop = Workshop(Target.load("native"), Path(tempfile.mkdtemp(dir=folder)), 2)
         crew = Crew(addresses, None, workshop, log, lambda _name, _facts: None)
         try:
-            begun = time.monotonic()
+            begun, before = time.monotonic(), spent()
             outcomes = [outcome.status for _, outcome in crew.measure([crew.health] * (jobs * count))]
-            seconds = time.monotonic() - begun
+            seconds, cpu = time.monotonic() - begun, spent() - before
         finally:
             crew.close()
     assert set(outcomes) == {"ok"}, set(outcomes)
-    return len(outcomes) / seconds
+    return len(outcomes) / seconds, 1e3 * cpu / len(outcomes)
 
 
-def measure(folder: Path) -> dict:
+def measure(folder: Path, cases: Sequence[tuple[float, int, int]] = CASES, rounds: int = ROUNDS) -> dict:
     board.TOLERANCE = 1e9
     rows = []
-    for pause, count, jobs in CASES:
-        pairs = [(rate(folder, 1, pause, jobs), rate(folder, count, pause, jobs)) for _ in range(ROUNDS)]
-        ratios = sorted(many / one for one, many in pairs)
+    for pause, count, jobs in cases:
+        pairs = [(rate(folder, 1, pause, jobs), rate(folder, count, pause, jobs)) for _ in range(rounds)]
+        ratios = sorted(many[0] / one[0] for one, many in pairs)
         rows.append(
-            {"pause_s": pause, "boards": count, "jobs_per_s": pairs, "times": ratios[ROUNDS // 2], "all": ratios}
+            {
+                "pause_s": pause,
+                "boards": count,
+                "jobs_per_s": [(one[0], many[0]) for one, many in pairs],
+                "cpu_ms_per_job": [(one[1], many[1]) for one, many in pairs],
+                "times": ratios[rounds // 2],
+                "all": ratios,
+            }
         )
     return {"throughput": rows}

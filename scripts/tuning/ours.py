@@ -85,9 +85,13 @@ def gain(folder: Path, network: str, recipe: str, trials: int, few: int = 150) -
 
 def race(packages: Mapping[str, tc.Package], rounds: int = 15) -> dict[str, float]:
     """Median ms of each, in turns."""
+    return {name: float(np.median(found)) for name, found in rounds_of(packages, rounds).items()}
+
+
+def rounds_of(packages: Mapping[str, tc.Package], rounds: int = 15) -> dict[str, list[float]]:
+    """ms of a run in each round, in turns."""
     deployments = {name: tc.deploy(package) for name, package in packages.items()}
-    (first,) = {id(p): p for p in list(packages.values())[:1]}.values()
-    inputs, _ = first.golden()
+    inputs, _ = next(iter(packages.values())).golden()
     times: dict[str, list[float]] = {name: [] for name in packages}
     for _ in range(rounds):
         for name, deployment in deployments.items():
@@ -96,4 +100,4 @@ def race(packages: Mapping[str, tc.Package], rounds: int = 15) -> dict[str, floa
             for _ in range(10):
                 deployment(inputs)
             times[name].append((time.perf_counter() - begun) * 100)
-    return {name: float(np.median(found)) for name, found in times.items()}
+    return times

@@ -6,6 +6,7 @@ The boards are servers on this machine. Their kernels are small libraries; crash
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -71,7 +72,7 @@ def crew_of(shop: Workshop, log: Path, *served: Served | str) -> Iterator[tuple[
 
 def spoiled(job: Job, code: str, folder: Path) -> Job:
     """A job whose library does something else when it is loaded."""
-    folder.mkdir()
+    shutil.copytree(job.built[0].folder, folder)
     (folder / "code.c").write_text(code)
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", folder / "library.so", folder / "code.c"], check=True)
     return replace(job, built=[replace(job.built[0], folder=folder)])
@@ -111,6 +112,17 @@ def test_the_small_process_may_die_too(shop, tmp_path) -> None:
         made.nursery.process.kill()
         made.nursery.process.wait()
         assert statuses(made, [made.health] * 2) == ["ok"] * 2
+
+
+def test_a_child_has_the_next_job_too_when_one_went_well(shop, tmp_path) -> None:
+    with board() as one, crew_of(shop, tmp_path / "log", one) as (made, _):
+        assert statuses(made, [made.health] * 2) == ["ok"] * 2
+        (child,) = made.nursery.idle
+        assert statuses(made, [made.health]) == ["ok"] and made.nursery.idle == [child]
+        wrong = replace(made.health, reference=[made.health.reference[0][:1]])
+        assert statuses(made, [wrong]) == ["wrong"] and not made.nursery.idle
+        eventually(lambda: not psutil.pid_exists(child.pid))
+        assert statuses(made, [made.health]) == ["ok"] and made.nursery.idle != [child]
 
 
 def test_a_candidate_that_takes_the_board_down_twice_is_left_alone(shop, tmp_path) -> None:
@@ -244,6 +256,13 @@ def test_a_slow_board_is_not_believed(shop, tmp_path, monkeypatch) -> None:
             log.note_number(f"health {one.address} {target_key(shop.target)}", 1e-6)
         with pytest.raises(BoardError, match="times as long as it did"), crew_of(shop, tmp_path / "log", one):
             pass
+
+
+def test_a_board_with_another_version_of_the_project(shop, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(boards, "PROTOCOL", 99)
+    refused = pytest.raises(TargetError, match="its server is older")
+    with board() as one, refused, crew_of(shop, tmp_path / "log", one):
+        pass
 
 
 def test_boards_that_do_not_fit(shop, tmp_path) -> None:

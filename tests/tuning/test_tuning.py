@@ -25,7 +25,10 @@ from tvmcompress.target import Target
 from tvmcompress.trials import Trial, digest, target_key
 from tvmcompress.tuning import FOLDER, tune, workshop
 from tvmcompress.tuning.bench import WrongResult, compare
+from tvmcompress.tuning.cost_model import CostModel
+from tvmcompress.tuning.search import BATCH, Search
 from tvmcompress.tuning.tasks import anchors_of, tasks
+from tvmcompress.tuning.whole import Whole
 from tvmcompress.tuning.workshop import Workshop
 from tvmcompress.tuning_log import TuningLog
 
@@ -93,6 +96,67 @@ def test_tunes_resumes_and_compiles(model, tmp_path) -> None:
     for name in one:
         np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-5)
     assert not list(Path(os.environ.get("TMPDIR", "/tmp")).glob(f"{FOLDER}{os.getpid()}-*"))
+
+
+class Stopped:
+    """Listens to a run, and presses Ctrl-C at a trial."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+        self.trials: list[dict] = []
+
+    def __call__(self, name: str, facts) -> None:
+        if name == "trial":
+            self.trials.append(dict(facts))
+            if facts["count"] == self.at:
+                raise KeyboardInterrupt
+
+
+def in_log(path: Path) -> tuple[list[Trial], list[Trial]]:
+    """Measured, and cancelled."""
+    with TuningLog.open(path) as log:
+        rows = log.trials()
+    return [t for t in rows if t.status != "cancelled"], [t for t in rows if t.status == "cancelled"]
+
+
+def test_what_was_in_flight_is_cancelled_and_measured_first_the_next_time(model, tmp_path, monkeypatch) -> None:
+    path, learnt, only = tmp_path / "log.db", [], found(model)[0].workload
+    monkeypatch.setattr(Whole, "begin", lambda self: None)  # nor is the model timed at the end then
+    fit = CostModel.fit
+    monkeypatch.setattr(
+        CostModel, "fit", lambda self, rows, speeds: learnt.append(len(rows)) or fit(self, rows, speeds)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        tune(model, "native", log=path, trials=BATCH + 5, only=only, events=Stopped(4))
+    measured, cancelled = in_log(path)
+    assert len(measured) == 4 and len(cancelled) == BATCH - 3
+    assert not {t.digest for t in cancelled} & {t.digest for t in measured}
+    assert all(not t.times_ms and t.ms == float("inf") for t in cancelled)
+    with TuningLog.open(path) as log:
+        assert log.decisions(target_key(Target.load("native")), versions())
+    learnt.clear()
+    again = Stopped(0)
+    tune(model, "native", log=path, trials=BATCH + 5, only=only, events=again).close()
+    assert [facts["count"] for facts in again.trials] == list(range(5, BATCH + 6))
+    first = {(facts["workload"], facts["digest"]) for facts in again.trials[: BATCH - 3]}
+    assert first == {(t.workload, t.digest) for t in cancelled}
+    assert learnt and min(learnt) == 1 + BATCH  # the first time that it learns, these were measured
+    measured, cancelled = in_log(path)
+    assert len(measured) == BATCH + 5 and not cancelled
+
+
+def test_what_was_in_flight_when_time_was_up_is_cancelled(model, tmp_path, monkeypatch) -> None:
+    path, kernels = tmp_path / "log.db", len(found(model))
+    monkeypatch.setattr(Whole, "begin", lambda self: None)
+    monkeypatch.setattr(Search, "late", property(lambda self: self.count >= kernels - 2))
+    done = dict(events_of(model, path, trials=100))["done"]
+    measured, cancelled = in_log(path)
+    assert len(measured) == kernels - 2 == done["trials"] and len(cancelled) == 2 == done["cancelled"]
+    monkeypatch.undo()
+    monkeypatch.setattr(Whole, "begin", lambda self: None)
+    events_of(model, path, trials=kernels - 1)  # no more than asked for
+    measured, cancelled = in_log(path)
+    assert len(measured) == kernels - 1 and len(cancelled) == 1
 
 
 def test_decisions_of_the_log_are_those_of_the_code(model, tmp_path) -> None:
@@ -190,8 +254,9 @@ def test_stopped_at_any_moment(how: signal.Signals, model, tmp_path) -> None:
     assert process.returncode == (130 if how == signal.SIGINT else -9), said
     told = [json.loads(line) for line in events.read_text().splitlines()]
     done = sum(e["event"] == "trial" for e in told)
-    with TuningLog.open(path) as log:
-        assert done >= 10 and len(log.trials()) in (done, done + 1)
+    measured, cancelled = in_log(path)
+    assert done >= 10 and len(measured) in (done, done + 1)
+    assert how == signal.SIGINT or not cancelled
     tc.compile(model, "native", log=path)
 
 

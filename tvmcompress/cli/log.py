@@ -154,11 +154,15 @@ def _set_aside(path: Path, bad: list[tuple[int, str, str]]) -> str:
 
 
 def _table(rows: list[Trial], trials: list[Trial], everything: bool) -> Table:
+    from tvmcompress.trials import PASSING
+
     counts: dict[tuple, int] = {}
     for trial in trials:
         place = (trial.target, trial.workload, trial.board, trial.versions)
-        counts[place] = counts.get(place, 0) + 1
+        counts[place] = counts.get(place, 0) + (trial.status not in PASSING)
     table = Table(box=box.SIMPLE_HEAD)
+    if cancelled := sum(trial.status in PASSING for trial in trials):
+        table.caption = f"and {cancelled} cancelled, which the next run measures"
     for column in ("target", "kernel", "board", "ms", "trials" if not everything else "status", "decisions"):
         table.add_column(column, justify="right" if column in ("ms", "trials") else "left")
     for row in rows:

@@ -6,6 +6,8 @@ Nobody can stop it by sending nonsense or nothing: every peer is a task of its o
 from __future__ import annotations
 
 import asyncio
+import functools
+import gc
 import json
 import os
 import secrets
@@ -266,7 +268,9 @@ def fresh_key(name: str) -> str:
     return f"{name}:{secrets.token_hex(8)}"
 
 
+@functools.cache
 def version(distribution: str) -> str:
+    """Looked up once: it means reading files, and every answer tells it."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -278,6 +282,7 @@ def run(
     before: Callable[[], None] | None = None, tls: ssl.SSLContext | None = None, port: int = 0,
 ) -> None:  # fmt: skip
     """Serves until this process ends."""
-    bindings.ffi()  # once, so that sessions begin at once
+    bindings.ffi(bare=True)  # once, so that sessions begin at once
     session.clear_up()
+    gc.freeze()  # what is here stays, and is not copied in sessions
     asyncio.run(Listener(listening, name, tracker, before, tls, port).run())

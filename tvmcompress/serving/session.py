@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tvmcompress import bindings, process
-from tvmcompress.serving import programs
+from tvmcompress.serving import jobs, programs
 
 FOLDER = "tvmcompress-session-"  # and the process that made it
 FIRST_WORD_S = 5.0
@@ -107,7 +107,7 @@ def _live(connection: socket.socket, folder: Path, before: Callable[[], None] | 
 
 def serve(descriptor: int, folder: Path) -> None:
     """TVM's loop, with the functions that its clients expect of a server."""
-    ffi = bindings.ffi()
+    ffi = bindings.ffi(bare=True)
     files = folder / "files"
     files.mkdir()
 
@@ -124,6 +124,7 @@ def serve(descriptor: int, folder: Path) -> None:
         return ffi.load_module(path(name))
 
     programs.offer(ffi)
+    jobs.offer(ffi, files)
     # TVM's clients speak first: one that shook hands and then says nothing is not waited for.
     if select.select([descriptor], [], [], FIRST_WORD_S)[0]:
         ffi.get_global_func("rpc.ServerLoop")(descriptor)

@@ -1,12 +1,13 @@
 """A process with little in it, of which children are forked: a fork of one that has all of TVM takes ten times as long.
 
-The parent sends work with a pipe for the outcome; the nursery forks and tells the child's number. It ends with the
-parent's end of the connection, and its children with it.
+The parent sends the end of a pipe. The nursery forks, and tells the number of the child, which takes work from the pipe
+and answers there, one after the other. The nursery ends with the parent's end of the connection, its children with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 import signal
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
@@ -34,6 +36,7 @@ class Nursery:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.idle: list[Child] = []
         self.begin()
 
     def begin(self) -> None:
@@ -49,72 +52,114 @@ class Nursery:
         self.connection = Connection(ours.detach())
 
     def run(self, work: Work, seconds: float, given_up: Callable[[], bool]) -> Ended:
-        """What came of it within `seconds`. Raises KeyboardInterrupt soon after `given_up` has become true."""
-        mine, theirs = socket.socketpair()
-        result = Connection(mine.detach())
-        child, deadline = 0, time.monotonic() + seconds
+        """What came of it within `seconds`. Raises KeyboardInterrupt soon after `given_up` has become true.
+
+        The child has the next work too if this one went well, and is killed if not.
+        """
+        child: Child | None = None
+        deadline = time.monotonic() + seconds
         try:
             data = pickle.dumps(work, protocol=5)
-            with self.lock:
-                if self.process.poll() is not None:  # killed, for want of memory perhaps
-                    self.begin()
-                self.connection.send_bytes(data)
-                send_handle(self.connection, theirs.fileno(), self.process.pid)
-                child = self.connection.recv()
-            theirs.close()
-            while not result.poll(min(POLL_S, max(deadline - time.monotonic(), 0))):
+            child = self.child()
+            child.pipe.send_bytes(data)
+            while not child.pipe.poll(min(POLL_S, max(deadline - time.monotonic(), 0))):
                 if given_up():
                     raise KeyboardInterrupt
                 if time.monotonic() >= deadline:
                     return "timeout", None, f"no result within {seconds:g} s"
-            ended: Ended = result.recv()
-            child = 0  # it is ending by itself
+            ended: Ended = child.pipe.recv()
+            if ended[0] == "ok":
+                with self.lock:
+                    self.idle.append(child)
+                child = None
             return ended
         except (EOFError, OSError) as error:
             return "crash", None, f"the process that spoke to the board died ({error or type(error).__name__})"
         finally:
-            result.close()
-            if child:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
+            if child is not None:
+                child.kill()
+
+    def child(self) -> Child:
+        """One that waits for work."""
+        with self.lock:
+            if self.process.poll() is not None:  # killed, for want of memory perhaps; its children died with it
+                self.connection.close()
+                self.forget()
+                self.begin()
+            if self.idle:
+                return self.idle.pop()
+            mine, theirs = socket.socketpair()
+            with theirs:
+                send_handle(self.connection, theirs.fileno(), self.process.pid)
+                return Child(self.connection.recv(), Connection(mine.detach()))
+
+    def forget(self) -> None:
+        while self.idle:
+            self.idle.pop().kill()
 
     def close(self) -> None:
+        self.forget()
         self.connection.close()
         self.process.kill()
         self.process.wait()
 
 
+@dataclass
+class Child:
+    """A process that does one work after the other."""
+
+    pid: int
+    pipe: Connection
+
+    def kill(self) -> None:
+        self.pipe.close()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+
 def serve(connection: Connection) -> None:
     """The nursery's own loop."""
     bindings.ffi()
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    gc.freeze()  # what is here stays, and is not copied in children
+    signal.signal(signal.SIGCHLD, lambda *_: reap())
     while True:
         try:
-            work = pickle.loads(connection.recv_bytes())
             handle = recv_handle(connection)
         except (EOFError, OSError):
             return
         child = os.fork()
         if child == 0:
-            live(work, handle, connection)
+            live(handle, connection)
         os.close(handle)
         connection.send(child)
 
 
-def live(work: Work, handle: int, connection: Connection) -> None:
+def reap() -> None:
+    """Children that have ended; their processor time is this process's from then on."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def live(handle: int, connection: Connection) -> None:
     """The child: never returns."""
     try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         process.die_with_parent()
         connection.close()
-        result = Connection(handle)
-        try:
-            ended: Ended = ("ok", session.measured(work), "")
-        except Exception as error:  # of whatever class, it belongs to the parent
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            ended = ("error", None, f"{type(error).__name__}: {(lines or [''])[-1][:300]}")
-        result.send(ended)
+        pipe = Connection(handle)
+        while True:
+            pipe.send(ended(pickle.loads(pipe.recv_bytes())))
     finally:
         os._exit(0)
+
+
+def ended(work: Work) -> Ended:
+    try:
+        return "ok", session.measured(work), ""
+    except Exception as error:  # of whatever class, it belongs to the parent
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return "error", None, f"{type(error).__name__}: {(lines or [''])[-1][:300]}"
 
 
 if __name__ == "__main__":

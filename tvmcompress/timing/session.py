@@ -1,25 +1,27 @@
 """A measurement in a board's session, with TVM's runtime alone: what runs it starts in milliseconds.
 
-It does what `bench.Side` does here, by the functions of TVM's RPC and of its virtual machine.
+It does what `bench.timer_of` does here, by what the board's server offers for it.
 """
 
 from __future__ import annotations
 
+import json
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from tvmcompress.bindings import ffi
-from tvmcompress.serving.programs import PREPARE, SET_INPUT
+from tvmcompress.serving.jobs import LOAD, PUT, TIMES
 
 SAMPLES = 9  # times of a candidate
 SAMPLE_S = 0.003  # of running, at least
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 3e-2}  # of the greatest magnitude
-CPU, POOLED, MASK = 1, 2, 128  # of TVM: a device, an allocator, what tells sessions apart
+PIECE = 4 << 20  # bytes that are sent at once
 
 
 class WrongResult(Exception):
@@ -53,85 +55,57 @@ class Work:
 def measured(work: Work) -> list[list[float]]:
     """Times in ms of each form, in turns. Raises WrongResult, and what TVM raises when a session ends."""
     board = Board(work)
-    timers = [board.timer(form) for form in work.forms]
+    for number, form in enumerate(work.forms):
+        board.load(number, form)
     times: list[list[float]] = [[] for _ in work.forms]
     for _ in range(work.rounds):
-        for found, timer in zip(times, timers):
-            found += timer()
+        for number, found in enumerate(times):
+            found += board.times(number)
     return times
 
 
 class Board:
-    """A session, and what was loaded in it."""
+    """A session, and what was loaded in it: see `serving.jobs`."""
 
     def __init__(self, work: Work) -> None:
-        self.work, self.count = work, 0
-        self.ffi = ffi()
-        call = self.ffi.get_global_func
-        self.alloc, self.put, self.get = (
-            call(f"runtime.TVMTensor{what}") for what in ("AllocWithScope", "CopyFromBytes", "CopyToBytes")
-        )
-        self.evaluator, self.load = call("runtime.RPCTimeEvaluator"), call("rpc.LoadRemoteModule")
-        key = f"{work.key} -timeout={work.seconds}"
-        self.session = call("rpc.Connect")(work.host, work.port, key, False)
-        self.device = self.ffi.device(CPU + (call("rpc.SessTableIndex")(self.session) + 1) * MASK, 0)
-        self.inputs = [self.tensor(array) for array in work.inputs]
+        self.work = work
+        connect = ffi().get_global_func("rpc.Connect")
+        session = connect(work.host, work.port, f"{work.key} -timeout={work.seconds}", False)
+        self.put, self.run, self.time = (session.get_function(name) for name in (PUT, LOAD, TIMES))
+        self.send("inputs", [array.tobytes() for array in work.inputs])
 
-    def function(self, name: str) -> Any:
-        return self.session.get_function(name)
+    def send(self, name: str, parts: Iterable[Any]) -> None:
+        """A file, in pieces that a small board has memory for."""
+        data = memoryview(b"".join(parts))
+        for start in range(0, len(data), PIECE):
+            self.put(name, bytes(data[start : start + PIECE]))
 
-    def tensor(self, array: np.ndarray) -> Any:
-        made = self.alloc(self.ffi.Shape(array.shape), self.ffi.dtype(array.dtype.name), self.device, None)
-        array = np.ascontiguousarray(array)
-        if array.size:
-            self.put(made, self.ffi_pointer(array), array.nbytes)
-        return made
+    def load(self, number: int, form: Form) -> None:
+        """Loads a candidate, runs it once and compares."""
+        folder, wanted = Path(form.folder), self.work.reference
+        self.send(f"{number}.so", [(folder / "library.so").read_bytes()])
+        self.send(f"{number}.weights", (np.load(folder / f"{i}.npy").data for i in range(len(form.weights))))
+        inputs = [(array.dtype.name, array.shape) for array in self.work.inputs]
+        how = {"threads": self.work.threads, "prepares": form.prepares, "results": wanted is not None}
+        got = bytes(self.run(number, json.dumps({**how, "inputs": inputs, "weights": form.weights})))
+        if wanted is not None:
+            compare(arrays_like(wanted, got), wanted)
 
-    def array(self, tensor: Any) -> np.ndarray:
-        made = np.empty(tuple(tensor.shape), np_dtype(str(tensor.dtype)))
-        if made.size:
-            self.get(tensor, self.ffi_pointer(made), made.nbytes)
-        return made
+    def times(self, number: int) -> list[float]:
+        """In ms, by the board's clock."""
+        found = self.time(number, SAMPLE_S, SAMPLES)
+        return [seconds * 1e3 for seconds in struct.unpack(f"{SAMPLES}d", found)]
 
-    @staticmethod
-    def ffi_pointer(array: np.ndarray) -> Any:
-        import ctypes
 
-        return ctypes.c_void_p(array.ctypes.data)
-
-    def timer(self, form: Form) -> Callable[[], list[float]]:
-        """Loads a candidate, runs it once and compares, and returns what times it."""
-        self.count += 1
-        name = f"{self.count}.so"
-        self.function("tvm.rpc.server.upload")(name, bytearray(Path(form.folder, "library.so").read_bytes()))
-        module = self.load(self.session, name)
-        module.get_function("use_threads", True)(self.work.threads)
-        machine = module["vm_load_executable"]()
-        machine["vm_initialization"](CPU, 0, POOLED)
-        weights = [
-            self.tensor(np.load(Path(form.folder, f"{i}.npy")).view(np_dtype(dtype)).reshape(shape))
-            for i, (dtype, shape) in enumerate(form.weights)
-        ]
-        if form.prepares:
-            machine["set_input"]("prepare", *weights)
-            number = self.function(PREPARE)(machine)
-            self.function(SET_INPUT)(machine, number, *self.inputs)
-        else:
-            machine["set_input"]("main", *self.inputs, *weights)
-        machine["invoke_stateful"]("main")
-        if self.work.reference is not None:
-            count = machine["get_output_arity"]("main")
-            places = [()] if count == -1 else [(i,) for i in range(count)]
-            compare([self.array(machine["get_output"]("main", *place)) for place in places], self.work.reference)
-        first = min(self.seconds(machine, 3, 2))
-        number = max(int(SAMPLE_S / max(first, 1e-7)), 1)
-        return lambda: [seconds * 1e3 for seconds in self.seconds(machine, number, SAMPLES)]
-
-    def seconds(self, machine: Any, number: int, repeat: int) -> list[float]:
-        """Of a run, by the board's clock: `repeat` times the mean of `number`."""
-        kind = self.device.dlpack_device_type()
-        timer = self.evaluator(machine, "invoke_stateful", kind, 0, number, repeat, 0, 0, 0, 1, 0, "")
-        return list(struct.unpack(f"@{repeat}d", timer("main")))
+def arrays_like(wanted: Sequence[np.ndarray], data: bytes) -> list[np.ndarray]:
+    """Results as they came, one behind the other; raises WrongResult for another number of bytes."""
+    if len(data) != sum(array.nbytes for array in wanted):
+        raise WrongResult(f"{len(data)} bytes, where {sum(array.nbytes for array in wanted)} are right")
+    found, place = [], 0
+    for array in wanted:
+        found.append(np.frombuffer(data, array.dtype, array.size, place).reshape(array.shape))
+        place += array.nbytes
+    return found
 
 
 def compare(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> None:
@@ -150,6 +124,4 @@ def compare(got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> None:
 
 def np_dtype(name: str) -> np.dtype:
     """Also those that NumPy alone does not know."""
-    import ml_dtypes  # registers them
-
     return np.dtype(getattr(ml_dtypes, name, name))

@@ -68,9 +68,10 @@ def tune(
     events: called with a name and facts, `start`, `trial`, `progress`, `first_error`, `confirmed` and `done`; and of
     boards `board` (what became of one), `paused` and `resumed`.
 
-    Ctrl-C (KeyboardInterrupt) ends it in seconds with all that was measured in the log. Raises UsageError for options
-    that cannot be, TargetError for a target that is unknown or does not run there, BoardError when no board can be
-    reached at the start, TuningLogError when the log cannot be written.
+    Ctrl-C (KeyboardInterrupt) ends it in seconds with all that was measured in the log; what was being measured then is
+    in it as `cancelled`, costs no trial, and comes first in the next run. Raises UsageError for options that cannot be,
+    TargetError for a target that is unknown or does not run there, BoardError when no board can be reached at the
+    start, TuningLogError when the log cannot be written.
     """
     target = target if isinstance(target, Target) else Target.load(target)
     check(target, trials, budget_s, until)
@@ -114,7 +115,8 @@ def tune(
             account.settle()
         more = {"transfer": transfer.harvest(search.kernels)} if transfer else {}
         tell("done", {"trials": search.count, "new": search.fresh, "failures": dict(search.failures),
-                      "seconds": search.seconds(), "model_ms": model_ms, **more})  # fmt: skip
+                      "cancelled": search.cancelled, "seconds": search.seconds(), "model_ms": model_ms,
+                      **more})  # fmt: skip
     except BaseException:
         if own:
             log.close()

@@ -13,12 +13,13 @@ from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from tvmcompress import process
 from tvmcompress.device import Address, connect, lease
 from tvmcompress.errors import TvmcompressError
 from tvmcompress.trials import board_key, target_key
 from tvmcompress.tuning.bench import Job, verdict
 from tvmcompress.tuning.children import Outcome
-from tvmcompress.wire import BoardError, Control
+from tvmcompress.wire import PROTOCOL, BoardError, Control
 
 if TYPE_CHECKING:
     from tvmcompress.tuning.crew import Crew
@@ -51,7 +52,8 @@ class Board:
         self.thread = threading.Thread(target=self.live, daemon=True, name=address.text)
 
     def start(self) -> None:
-        self.thread.start()
+        with process.interrupts_wait():
+            self.thread.start()
 
     def live(self) -> None:
         while not self.crew.closed:
@@ -102,6 +104,9 @@ class Board:
         assert self.control is not None
         status, target = self.control.status, self.crew.target
         described, name = status["cpu"], self.address.text
+        if status["protocol"] != PROTOCOL:
+            older = "its server is older" if status["protocol"] < PROTOCOL else "this side is older"
+            raise Unfit(f"device {name}: {older}; bring both to one version of tvmcompress")
         if described["architecture"] != target.arch:
             raise Unfit(f"device {name} is {described['architecture']}, and {target.name} is for {target.arch}")
         if missing := sorted(set(target.features_needed()) - set(described["features"])):

@@ -21,7 +21,6 @@ import psutil
 
 from tvmcompress import process
 
-INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _fork = multiprocessing.get_context("fork")
 
 
@@ -80,13 +79,11 @@ class _Child:
         self.process = _fork.Process(
             target=_live, args=(function, theirs, self.said.fileno(), os.getpid()), daemon=False
         )
-        # An interrupt within a fork is lost: Python ignores what its hooks raise there. So it waits until after it.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, INTERRUPTS)
         try:
-            self.process.start()
+            with process.interrupts_wait():
+                self.process.start()
         finally:
             theirs.close()
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def outcome(self) -> Outcome:
         try:
@@ -120,7 +117,7 @@ class _Child:
 def _live(function: Callable[[], Any], pipe: Connection, output: int, parent: int) -> None:
     """The child. Ctrl-C is the parent's to handle; with the parent it dies."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTS)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, process.INTERRUPTS)
     for number in (signal.SIGTERM, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT):
         signal.signal(number, signal.SIG_DFL)  # TVM's own handlers print a page
     process.die_with_parent(parent)

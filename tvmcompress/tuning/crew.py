@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tvm import relax
 
+from tvmcompress import process
 from tvmcompress.device import CONNECT_SECONDS, find
 from tvmcompress.errors import TargetError, TvmcompressError
 from tvmcompress.timing.nursery import Nursery
@@ -73,7 +74,8 @@ class Crew:
         except BaseException:
             self.close()
             raise
-        threading.Thread(target=self.scout, daemon=True, name="scout").start()
+        with process.interrupts_wait():
+            threading.Thread(target=self.scout, daemon=True, name="scout").start()
 
     @property
     def at_once(self) -> int:

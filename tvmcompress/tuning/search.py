@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from tvmcompress.kernels.choices import Decisions
-from tvmcompress.trials import Trial, digest
+from tvmcompress.trials import PASSING, Trial, digest
 from tvmcompress.tuning.bench import Bench, Job
 from tvmcompress.tuning.candidates import Space
 from tvmcompress.tuning.children import Outcome
@@ -70,6 +70,11 @@ class Kernel:
         return {trial.digest for trial in self.trials} | self.aliases.keys()
 
     @property
+    def tried(self) -> bool:
+        """Whether its untuned form was measured, whatever came of it."""
+        return self.untuned is not None and digest(self.untuned) in self.known
+
+    @property
     def best(self) -> float:
         """ms of one call."""
         return min((trial.ms for trial in self.trials), default=float("inf"))
@@ -104,8 +109,10 @@ class Search:
         self.failures: Counter[str] = Counter()
         self.first_error = ""
         for kernel in self.kernels:
-            kernel.trials = log.trials(place.target, kernel.task.workload, place.board, place.versions)
-        self.fresh = 0
+            found = log.trials(place.target, kernel.task.workload, place.board, place.versions)
+            kernel.trials = [trial for trial in found if trial.status not in PASSING]
+            kernel.seeds = [dict(trial.decisions) for trial in found if trial.status in PASSING]
+        self.fresh = self.cancelled = 0
         self.measuring_s, self.begun = 0.0, time.monotonic()
 
     @property
@@ -147,13 +154,17 @@ class Search:
             for kernel, outcome in zip(some, self.workshop.build_untuned(tasks)):
                 if not kernel.ended and self.first(kernel, outcome):
                     fresh.append((kernel, outcome.value))
-            self.measure(fresh)
+            room = max(self.limit - self.count, 0)
+            self.measure(fresh[:room])
+            for _, built in fresh[room:]:
+                self.workshop.forget(built)
             for kernel in some:
                 if not kernel.ended and not np.isfinite(kernel.start):
-                    kernel.ended = "its untuned form fails"
+                    kernel.ended = "its untuned form fails" if kernel.tried else "there was no time for it"
             if self.late:
                 break
         for kernel in self.kernels:
+            kernel.seeds = [seed for seed in kernel.seeds if digest(seed) not in kernel.known]
             if kernel.untuned is None and not kernel.ended:
                 kernel.ended = "there was no time for it"
 
@@ -240,17 +251,23 @@ class Search:
         return kernel.space.features(dict(decisions)) | facts
 
     def measure(self, fresh: Sequence[tuple[Kernel, Built]]) -> None:
-        """Times what was built, and writes each trial down before the next ends, whatever came of it."""
+        """Times what was built, and writes each trial down before the next ends, whatever came of it; also what is
+        still out when this is stopped, by an interrupt or because time or trials are used up."""
         jobs = [Job(kernel.task, [built], self.workshop.references[kernel.task.workload]) for kernel, built in fresh]
-        begun = time.monotonic()
+        out, begun = dict(enumerate(fresh)), time.monotonic()
         try:
             with contextlib.closing(self.bench.measure(jobs)) as running:  # type: ignore[type-var]
                 for index, ran in running:
                     kernel, built = fresh[index]
                     times = ran.value[0] if ran.status == "ok" else []
                     self.note(kernel, built.decisions, STATUS[ran.status], times, ran.error, ran.conditions)
+                    del out[index]
                     if self.over:
                         break
+            self.cancel(out.values())
+        except (KeyboardInterrupt, SystemExit):
+            self.cancel(out.values())
+            raise
         finally:
             self.measuring_s += time.monotonic() - begun
             for _, built in fresh:
@@ -260,10 +277,7 @@ class Search:
         self, kernel: Kernel, decisions: Decisions, status: str, times: Sequence[float] = (), error: str = "",
         conditions: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        trial = Trial(
-            self.place.target, kernel.task.workload, self.place.board, self.place.versions,
-            decisions, status, tuple(times), error, dict(conditions or {}),
-        )  # fmt: skip
+        trial = self.trial(kernel, decisions, status, tuple(times), error, dict(conditions or {}))
         self.log.add(trial)
         kernel.trials.append(trial)
         self.fresh += 1
@@ -272,7 +286,17 @@ class Search:
             if not self.first_error:
                 self.first_error = f"{kernel.task.workload}: {status}: {error}"
                 self.tell("first_error", {"workload": kernel.task.workload, "status": status, "error": error})
-        self.tell("trial", {"workload": trial.workload, "status": status, "ms": trial.ms, "count": self.count})
+        facts = {"workload": trial.workload, "digest": trial.digest, "status": status, "ms": trial.ms}
+        self.tell("trial", {**facts, "count": self.count})
+
+    def cancel(self, left: Iterable[tuple[Kernel, Built]]) -> None:
+        """What was handed out and did not come back costs no trial, teaches nothing, and comes first the next time."""
+        for kernel, built in left:
+            self.cancelled += self.log.add(self.trial(kernel, built.decisions, "cancelled"))
+
+    def trial(self, kernel: Kernel, decisions: Decisions, *result: Any) -> Trial:
+        place = self.place
+        return Trial(place.target, kernel.task.workload, place.board, place.versions, decisions, *result)
 
     def confirm(self) -> None:
         """The finalists of each kernel in turn with its untuned form; what wins clearly is kept, else the untuned."""
@@ -321,9 +345,7 @@ class Search:
                 self.workshop.forget(one)
 
     def keep(self, kernel: Kernel, decisions: Decisions, before: float, after: float) -> None:
-        self.log.confirm(
-            Trial(self.place.target, kernel.task.workload, self.place.board, self.place.versions, decisions)
-        )
+        self.log.confirm(self.trial(kernel, decisions))
         row = {"workload": kernel.task.workload, "calls": kernel.task.calls, "untuned_ms": before, "ms": after}
         self.tell("confirmed", {**row, "decisions": decisions, "trials": len(kernel.trials), "ended": kernel.ended})
 

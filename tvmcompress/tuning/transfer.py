@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tvmcompress import trials
 from tvmcompress.errors import UsageError
 from tvmcompress.target import Target
-from tvmcompress.trials import Trial, digest, target_key
+from tvmcompress.trials import PASSING, Trial, digest, target_key
 
 if TYPE_CHECKING:
     from tvmcompress.tuning.search import Kernel, Place
@@ -65,7 +65,7 @@ class Transfer:
     def sow(self, kernels: Iterable[Kernel]) -> None:
         """Has each kernel try its seeds first."""
         for kernel in kernels:
-            kernel.seeds = [dict(seed.decisions) for seed in self.seeds.get(kernel.task.workload, ())]
+            kernel.seeds += [dict(seed.decisions) for seed in self.seeds.get(kernel.task.workload, ())]
             self.before[kernel.task.workload] = {trial.digest for trial in kernel.trials}
 
     def harvest(self, kernels: Iterable[Kernel]) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def seeds_of(log: TuningLog, target: str, workload: str, versions: str, shipped:
     """The best of one kernel: those of the board that has most trials of it, and in front what was confirmed there."""
     boards: dict[str, list[Trial]] = {}
     for trial in [*log.trials(target, workload, None, versions), *shipped]:
-        if trial.workload == workload:
+        if trial.workload == workload and trial.status not in PASSING:
             boards.setdefault(trial.board, []).append(trial)
     if not boards:
         return []
