@@ -43,17 +43,21 @@ from tvmcompress.kernels.sparse import (
 from tvmcompress.kernels.tile import broadcast_from, round_up, whole_vectors
 
 NAME = "sparse_rows"
-CHUNK = 64  # outputs, whose sums wait in the cache to be transposed
+CHUNKS = (64, 32, 16)  # outputs, whose sums wait in the cache to be transposed
+LATENCY = 4  # cycles of a multiply-add
+MOVED = 0.35  # cycles for a word that is transposed
 STEP = 2  # weights of a row come in multiples of it: a loop of so many has half the branches
 
 
 @dataclass(frozen=True)
 class Tile:
-    """`rows` by `columns` pixels of the result; `slice` words of channels at a time; outputs in `parts`, tasks each."""
+    """`rows` by `columns` pixels of the result; `slice` words of channels and `chunk` outputs at a time; outputs in
+    `parts`, which are tasks each."""
 
     rows: int
     columns: int
     slice: int
+    chunk: int
     parts: int
 
 
@@ -113,7 +117,7 @@ class Plan:
 
     @property
     def chunk(self) -> int:
-        return min(CHUNK, round_up(self.conv.oc, self.product.lanes))
+        return self.tile.chunk
 
     @property
     def chunks(self) -> int:
@@ -143,10 +147,9 @@ def tiles(conv: Conv2d, isa: Isa, product: Product) -> list[Tile]:
     for count in range(1, isa.registers - 2):
         shapes.add((1, min(count * isa.lanes, ow)))
     slices = sorted({steps, *(s for s in (16, 32, 64, 128, 256) if s < steps)})
-    pieces = [
-        parts for parts in (1, 2, 4, 8) if parts == 1 or (parts * CHUNK // 2 <= conv.oc and parts <= 4 * isa.cores)
-    ]
-    made = [Tile(r, c, s, p) for r, c in sorted(shapes) for s in slices for p in pieces]
+    chunks = sorted({min(chunk, round_up(conv.oc, isa.lanes)) for chunk in CHUNKS})
+    pieces = [p for p in (1, 2, 4, 8) if p == 1 or (p * chunks[0] <= conv.oc and p <= 4 * isa.cores)]
+    made = [Tile(r, c, s, o, p) for r, c in sorted(shapes) for s in slices for o in chunks for p in pieces]
     return [t for t in made if Plan(product, t, conv).vectors <= isa.registers - 3 and in_reach(Plan(product, t, conv))]
 
 
@@ -158,25 +161,24 @@ def in_reach(p: Plan) -> bool:
 def cost(p: Plan, isa: Isa, density: float) -> float:
     """Estimated cycles of the slowest thread.
 
-    A weight takes `vectors` multiply-adds, each with a load, and two loads besides, two a cycle; twice as long where
-    the slice is not in the first-level cache. A row of a slice costs a few cycles, and its sums are loaded and stored.
+    A weight takes `vectors` loads, each with its multiply-add, and one more, at least the time of a multiply-add; a load
+    takes a cycle from the first-level cache, where the slice and the sums that wait have to lie, else two, or four from
+    beyond the second. A row of a slice costs a branch that was not foreseen at times, and moves its sums.
     """
-    conv, tile = p.conv, p.tile
+    conv, tile, lanes = p.conv, p.tile, p.product.lanes
     oh, ow = conv.out
     taps = conv.kernel[0] * conv.kernel[1]
     tasks = conv.n * math.ceil(oh / tile.rows) * math.ceil(ow / tile.columns) * tile.parts
     rows = p.chunks * p.chunk / tile.parts
-    # Of words of several channels all must be zero.
-    weights = p.steps * taps * (1 - (1 - density) ** p.product.depth) / p.slices
-    near = min(tile.slice, p.steps) * p.plane * 4 <= isa.l1d * 7 // 8
-    far = p.steps * p.plane * 4 > isa.l2 * 3 // 4
-    load = 0.5 if near else 1.6 if far else 0.9
-    shifted = 1 + (0.5 * (1 - 1 / conv.kernel[1]) if near else 0)  # loads that reach into the next line of the cache
-    row = weights * (p.vectors * load * shifted + 1.0) + 6 + (1.0 * p.vectors if p.slices > 1 else 0.5 * p.vectors)
-    row += max(4 - p.vectors * load, 0) * weights * 0.5  # a sum waits for itself
-    copied = p.steps * p.lines * len(p.phases) * round_up(p.line, isa.lanes)
-    written = rows * p.vectors * isa.lanes
-    each = rows * row * p.slices + 0.25 * copied + 0.25 * written
+    weights = p.steps * taps * density / p.slices
+    near = (min(tile.slice, p.steps) * p.plane + p.chunk * p.vectors * lanes / 2) * 4 <= isa.l1d
+    load = 1.0 if near else 4.0 if p.steps * p.plane * 4 > isa.l2 * 3 // 4 else 2.0
+    shifted = 1 + 0.5 * (1 - 1 / conv.kernel[1])  # loads that reach into the next line of the cache
+    row = (weights + STEP / 4) * max(p.vectors * load * shifted + 1, LATENCY) + 10
+    row += p.vectors * (1 if p.slices == 1 else 2)
+    copied = p.steps * p.lines * len(p.phases) * round_up(p.line, lanes)
+    written = rows * tile.rows * round_up(tile.columns, lanes)
+    each = rows * row * p.slices + MOVED * (copied + written)
     return each * math.ceil(tasks / isa.cores)
 
 
