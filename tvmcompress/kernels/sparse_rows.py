@@ -161,7 +161,7 @@ def in_reach(p: Plan) -> bool:
 def cost(p: Plan, isa: Isa, density: float) -> float:
     """Estimated cycles of the slowest thread.
 
-    A weight takes `vectors` loads, each with its multiply-add, and one more, at least the time of a multiply-add; a load
+    A weight takes `vectors` loads, each with a multiply-add, and one more, at least the time of a multiply-add; a load
     takes a cycle from the first-level cache, where the slice and the sums that wait have to lie, else two, or four from
     beyond the second. A row of a slice costs a branch that was not foreseen at times, and moves its sums.
     """
