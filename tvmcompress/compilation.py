@@ -19,6 +19,7 @@ import numpy as np
 import tvm
 
 from tvmcompress import archive, cpu, golden, linking, trials
+from tvmcompress.coding import parts
 from tvmcompress.errors import ModelError, TvmcompressError
 from tvmcompress.ir import graph
 from tvmcompress.ir.macs import macs
@@ -55,6 +56,7 @@ def compile(
     *,
     log: TuningLog | str | os.PathLike | None = None,
     decisions: Mapping[str, Mapping[str, Any]] | None = None,
+    storage: str = "auto",
     progress: Progress | None = None,
     between: Callable | None = None,
 ) -> Package:
@@ -62,12 +64,14 @@ def compile(
 
     log: where `tune` wrote what it measured; kernels that were tuned for this very target are made as was best there,
     and without one as the records that ship with the project say. decisions: instead, tables by kernel, as
-    `manifest["kernels"]` of another package has them (see kernels.choices). progress: called with (steps done, steps
+    `manifest["kernels"]` of another package has them (see kernels.choices). storage: which weights the package's file
+    holds smaller than they are (see `Package.build`). progress: called with (steps done, steps
     in all, what is being done). between: called with (step, module) after each step of the lowering, for every build.
-    Raises MissingDependencyError when the target's linker is not installed, TargetError for an unknown target,
-    ModelError for a model that TVM cannot compile.
+    Raises MissingDependencyError when the target's linker or the storage's library is not installed, TargetError for an
+    unknown target, UsageError for an unknown storage, ModelError for a model that TVM cannot compile.
     """
     target = target if isinstance(target, Target) else Target.load(target)
+    parts.check_storage(storage)
     tell = progress or (lambda _done, _total, _text: None)
     links = [linking.linker(one) for one in target.each]  # before the work: one may not be installed
     steps = 2 * len(links) + 3
@@ -88,13 +92,13 @@ def compile(
         tell(steps - 2, steps, "computing golden outputs")
         inputs, outputs = golden_tensors(model, module, builds)
         tell(steps - 1, steps, "writing the package")
-        package = packed(model, module, target, builds, inputs, outputs)
+        package = packed(model, module, target, builds, inputs, outputs, storage)
     tell(steps, steps, "done")
     return package
 
 
 def packed(
-    model: Model, module: tvm.IRModule, target: Target, builds: list[Build], inputs: dict, outputs: dict
+    model: Model, module: tvm.IRModule, target: Target, builds: list[Build], inputs: dict, outputs: dict, storage: str
 ) -> Package:
     """The package; what several builds have in common is in it once."""
     rows = [manifest(model, module, build.target, build.lowered) for build in builds]
@@ -111,6 +115,7 @@ def packed(
         manifest=contents,
         golden_inputs=inputs,
         golden_outputs=outputs,
+        storage=storage,
     )
 
 

@@ -19,6 +19,14 @@ from tvmcompress.cli import models, options, screen
 @options.recipe_options(required=False)
 @options.target_option
 @click.option("--log", metavar="PATH", help="The tuning log, a file or a URL; this user's own unless given, or none.")
+@click.option(
+    "--storage",
+    type=click.Choice(["auto", "plain", "xz", "zstd"]),
+    default="auto",
+    show_default=True,
+    metavar="FORM",
+    help="Weights on disk: auto (sparse, clustered and index arrays packed), xz or zstd (all that gains), plain.",
+)
 @options.output_option("package")
 @options.json_option
 def command(
@@ -31,6 +39,7 @@ def command(
     cache: Path | None,
     target: str,
     log: str | None,
+    storage: str,
     output: Path,
     json_path: str | None,
 ) -> None:
@@ -50,7 +59,7 @@ def command(
     with screen.progress() as progress:
         if recipe is not None:
             loaded = models.compress_model(loaded, recipe, samples, limit, cache, progress)
-        package = compile(loaded, resolved, log=options.compiling_log(log), progress=progress)
+        package = compile(loaded, resolved, log=options.compiling_log(log), storage=storage, progress=progress)
     package.save(output)
     value = {"output": str(output), "sizes": package.sizes, **package.manifest}
     screen.result(value, lambda: _text(value), json_path)
