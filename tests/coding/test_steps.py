@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from tvmcompress.coding.steps import STEPS, WIDTHS, bits_of, distinct, join, pack, split, unpack
+from tvmcompress.coding.steps import STEPS, WIDTHS, bits_of, indexed, join, pack, split, unpack
 
 SEQUENCES = [s for n in range(4) for s in itertools.permutations(STEPS, n)]
 
@@ -89,9 +89,10 @@ def test_a_shuffle_brings_first_bytes_together():
 def test_distinct_values_that_a_glance_does_not_see():
     whole = np.zeros(1 << 18, np.uint32)
     whole[12345] = 6
-    assert distinct(whole).tolist() == [0, 6]
-    assert distinct(np.sort(np.arange(1 << 18, dtype=np.uint32) % 256)).tolist() == list(range(256))
-    assert distinct(whole[:0]) is None
+    palette, where = indexed(whole)
+    assert palette.tolist() == [0, 6] and where.nonzero()[0].tolist() == [12345]
+    assert indexed(np.sort(np.arange(1 << 18, dtype=np.uint32) % 256))[0].tolist() == list(range(256))
+    assert not indexed(whole[:0])[0].size and not indexed(np.arange(257, dtype=np.uint16))[0].size
 
 
 @given(st.integers(1, 256), st.integers(0, 40), st.randoms(use_true_random=False))

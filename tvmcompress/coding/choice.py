@@ -13,7 +13,7 @@ import numpy as np
 
 from tvmcompress.coding.steps import SOME, Values, split
 
-RUN, RUNS = 1 << 14, 8  # elements in a row that are looked at, and how often
+RUN, RUNS = 1 << 12, 8  # elements in a row that are looked at, and how often
 MANY = 0.1  # the share of zeros from which a mask is worth trying
 AS_GOOD = 1.1  # times the least bytes
 PAYS = 0.1  # the least share that a coder must take off a stream
