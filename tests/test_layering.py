@@ -52,6 +52,7 @@ LAYERS = [
         "parts of nouns",
         {"report_html", "report_text", "target_forms", "manifest", "archive", "arrays", "golden", "samples"},
     ),
+    ("how arrays are stored", {"coding"}),
     ("programs", {"ir"}),
     (
         "facts",
@@ -86,7 +87,7 @@ NEVER = [
 ]
 # Running a package needs no compiler, no format's library, and nothing that is only for the terminal.
 ON_THE_DEVICE = ["deployment", "package", "runtime", "measurement.worker"]
-OPTIONAL = {"torch", "tensorflow", "onnxruntime", "openvino", "tflite", "pynvml"}
+OPTIONAL = {"torch", "tensorflow", "onnxruntime", "openvino", "tflite", "pynvml", "zstandard"}
 
 
 class Import(NamedTuple):

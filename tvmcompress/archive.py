@@ -36,6 +36,7 @@ class Limits:
     library: int = 512 * 2**20  # unpacked
     golden: int = 1024 * 2**20  # unpacked
     manifest: int = 64 * 2**20
+    weights: int = MAX_BYTES  # unpacked, of those that are stored coded
 
 
 @dataclass(frozen=True)

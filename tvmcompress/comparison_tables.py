@@ -76,17 +76,24 @@ def figures(row: Mapping[str, Any], ratio: Mapping[str, Any] | None) -> dict[str
     return {
         "latency": latency_cell(row),
         "faster": faster_cell(ratio),
-        "package": Cell(bytes_text(size), size),
+        "package": Cell(bytes_text(size), size, "the file, on disk"),
         "SNR": number(snr, snr_text(overall), "of outputs against the float model"),
         "same class": number(agreement, percent_text(agreement), "top-1 agreement with the float model"),
         "accuracy": number(accuracy and accuracy["package"], percent_text(accuracy and accuracy["package"])),
-        "memory": number(holds, bytes_text(holds), "weights and what is between layers, as planned"),
+        "memory": number(holds, bytes_text(holds), "weights as kernels read them, and what is between layers"),
+        "loading": number(latency.get("load"), time_text(latency.get("load")), loading_note(latency)),
         "p90": number(latency.get("p90"), time_text(latency.get("p90"))),
         "spread": number(latency.get("spread"), f"{latency.get('spread', 0):+.0%}", "p90 against the median"),
         "largest error": number(overall and overall["max_error"], number_text(overall and overall["max_error"], "", 3)),
         "process": number(memory.get("peak"), bytes_text(memory.get("peak")), "largest memory of the process"),
         "energy": number(joules, number_text(joules, " J", 3), "of the whole machine, for one inference"),
     }
+
+
+def loading_note(latency: Mapping[str, Any]) -> str:
+    parts = {"unpack": "to unpack weights", "prepare": "to bring them into kernels' form"}
+    known = [f"{time_text(latency[key])} {what}" for key, what in parts.items() if latency.get(key) is not None]
+    return ", ".join(["of a fresh process", *known])
 
 
 def latency_cell(row: Mapping[str, Any]) -> Cell:

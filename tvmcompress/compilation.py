@@ -19,6 +19,7 @@ import numpy as np
 import tvm
 
 from tvmcompress import archive, golden, linking, trials
+from tvmcompress.coding import parts
 from tvmcompress.errors import ModelError, TvmcompressError, UsageError, did_you_mean
 from tvmcompress.ir import graph
 from tvmcompress.ir.macs import macs
@@ -58,6 +59,7 @@ def compile(
     log: TuningLog | str | os.PathLike | None = None,
     decisions: Mapping[str, Mapping[str, Any]] | None = None,
     keep: str = "faster",
+    storage: str = "auto",
     progress: Progress | None = None,
     between: Callable | None = None,
 ) -> Package:
@@ -66,16 +68,17 @@ def compile(
     log: where `tune` wrote what it measured; kernels that were tuned for this very target are made as was best there,
     and without one as the records that ship with the project say. decisions: instead, tables by kernel, as
     `manifest["kernels"]` of another package has them (see kernels.choices). keep: which layers whose weights hold zeros
-    get sparse kernels: those that are "faster" so (by estimate; where the target runs here the whole program is timed
-    against its dense twin, too, and stays dense where it is slower), "smaller" ones, "always" all of them, or "never".
-    progress: called with (steps done, steps in all, what is being done). between: called with (step, module) after each
-    step of the lowering, for every build.
-    Raises MissingDependencyError when the target's linker is not installed, TargetError for an unknown target,
-    UsageError for an unknown `keep`, ModelError for a model that TVM cannot compile.
+    get sparse kernels: those that are "faster" so (by estimate; in doubt, where the target runs here, the whole
+    program is timed against its dense twin), "smaller" ones, "always" all of them, or "never". storage: which weights
+    the package's file holds smaller than they are (see `Package.build`). progress: called with (steps done, steps in
+    all, what is being done). between: called with (step, module) after each step of the lowering, for every build.
+    Raises MissingDependencyError when the target's linker or the storage's library is not installed, TargetError for an
+    unknown target, UsageError for an unknown keep or storage, ModelError for a model that TVM cannot compile.
     """
     if keep not in POLICIES:
         raise UsageError(f"keep: wanted one of {', '.join(POLICIES)}, got {keep!r}{did_you_mean(keep, POLICIES)}")
     target = target if isinstance(target, Target) else Target.load(target)
+    parts.check_storage(storage)
     tell = progress or (lambda _done, _total, _text: None)
     links = [linking.linker(one) for one in target.each]  # before the work: one may not be installed
     steps = 2 * len(links) + 3
@@ -95,7 +98,7 @@ def compile(
         tell(steps - 2, steps, "computing golden outputs")
         inputs, outputs = golden_tensors(model, module, builds)
         tell(steps - 1, steps, "writing the package")
-        package = packed(model, module, target, builds, inputs, outputs)
+        package = packed(model, module, target, builds, inputs, outputs, storage)
     tell(steps, steps, "done")
     return package
 
@@ -115,10 +118,10 @@ def linked(
 def guarded(made: Build, make: Callable[[Keep], Build], inputs: list[np.ndarray]) -> Build:
     """`made`, or where that is faster here a build with fewer sparse kernels: those that promise most, or none.
 
-    What is tried is noted in the rows of the layers.
+    Nothing is timed where all of them promise much. What is timed is noted in the rows of the layers.
     """
     sparse = {row["name"]: row["sparse"] for row in made.lowered.layers if row.get("sparse", {}).get("kept")}
-    if not sparse:
+    if all(row["estimate"] < twins.SURE for row in sparse.values()):
         return made
     twin = make(Keep("never"))
     if (ratio := twins.ratio(made, twin, inputs)) < twins.WON:
@@ -141,7 +144,7 @@ def noted(made: Build, sparse: Mapping[str, dict], ratio: float) -> Build:
 
 
 def packed(
-    model: Model, module: tvm.IRModule, target: Target, builds: list[Build], inputs: dict, outputs: dict
+    model: Model, module: tvm.IRModule, target: Target, builds: list[Build], inputs: dict, outputs: dict, storage: str
 ) -> Package:
     """The package; what several builds have in common is in it once."""
     rows = [manifest(model, module, build.target, build.lowered) for build in builds]
@@ -158,6 +161,7 @@ def packed(
         manifest=contents,
         golden_inputs=inputs,
         golden_outputs=outputs,
+        storage=storage,
     )
 
 

@@ -32,6 +32,7 @@ class Deployment:
     def __init__(self, package: Package, program: Program | RemoteProgram, device: Any, compile: Compile | None = None):
         self.package = package  # the build that runs
         self.threads = program.threads
+        self.load_ms = program.load_ms  # to load it; of that to unpack weights, and to bring them into kernels' form
         self._program = program
         self._device = device
         self._compile = compile
@@ -81,6 +82,7 @@ class Deployment:
                 package=self.package,
                 times=lambda inputs, runs: program.times([inputs[spec.name] for spec in specs], runs),
                 machine=program.described,
+                load_ms=program.load_ms,
             )
         order = {"kind": "package", "path": str(self.package.path), "threads": self.threads}
         order["build"] = self.build

@@ -26,8 +26,8 @@ and what it may add:
                the package itself does not say so. `entry` then has also "library", the member, and "weights", the
                indices of those that the build takes; the package's own `target` lists all builds.
 
-The package adds `schema`, `versions`, `weights` and `golden` (where each array lies), and `members` (size and SHA-256
-of each).
+The package adds `schema`, `versions`, `weights` and `golden` (where each array lies; those of weights that are stored
+smaller than they are have a `coding`, see there), and `members` (size and SHA-256 of each).
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from typing import Any
 from tvmcompress.errors import PackageError
 
 SCHEMA = 1
+CODED = 2  # the schema of a package with coded weights: what cannot unpack them must not take them for plain ones
 TOLERANCE = {"relative": 1e-3, "absolute": 1e-5, "quanta": 1}
 REQUIRED: dict[str, type] = {
     "name": str,
@@ -83,8 +84,9 @@ def check(value: Any, where: str, written: bool) -> dict:
     """`value` itself when it has every field, of the right kind. Raises PackageError naming the first that is wrong."""
     if not isinstance(value, dict):
         raise PackageError(f"{where}: the manifest is not a table")
-    if written and value.get("schema") != SCHEMA:
-        raise PackageError(f"{where}: the manifest has schema {value.get('schema')!r}, this version reads {SCHEMA}")
+    if written and value.get("schema") not in (SCHEMA, CODED):
+        reads = f"{SCHEMA} and {CODED}"
+        raise PackageError(f"{where}: the manifest has schema {value.get('schema')!r}, this version reads {reads}")
     _fields(value, REQUIRED | WRITTEN if written else REQUIRED, f"{where}: manifest")
     for key, fields in FIELDS.items():
         if key in value:
@@ -108,6 +110,11 @@ def check(value: Any, where: str, written: bool) -> dict:
     for contents in of_builds(value) if rows else ():
         _fields(check(contents, where, written)["entry"], OF_A_BUILD, f"{where}: manifest: entry of a build")
     return value
+
+
+def schema(weights: Sequence[dict]) -> int:
+    """The schema of a package with these rows of weights."""
+    return CODED if any("coding" in row for row in weights) else SCHEMA
 
 
 def of_builds(contents: dict) -> list[dict]:

@@ -4,7 +4,8 @@ For a target of several builds it holds a library for each; they share everythin
 the same file whose manifest is that build's, and `pick` finds the one for a machine.
 
 The file is described in `archive`, the manifest in `manifest`. A package is always backed by a file, its own temporary
-one until it is saved, so weights are mapped and never held in memory twice.
+one until it is saved, so weights are mapped and never held in memory twice; those that are stored coded (see `coding`)
+are unpacked when they are asked for.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import numpy as np
 
 from tvmcompress import archive, arrays, cpu, golden, manifest, remote, runtime
 from tvmcompress.archive import Limits
+from tvmcompress.coding import parts
 from tvmcompress.errors import PackageError, TvmcompressError, UsageError, did_you_mean
 from tvmcompress.golden import Check, Verification
 from tvmcompress.ir.files import atomic_write
@@ -56,6 +58,7 @@ class Package:
         manifest: dict,
         golden_inputs: Mapping[str, np.ndarray],
         golden_outputs: Mapping[str, np.ndarray],
+        storage: str = "auto",
     ) -> Package:
         """A new package.
 
@@ -63,9 +66,12 @@ class Package:
         here, in this order, or, when `manifest["entry"]["prepare"]` is true, what its function `prepare(weights …)`
         returns. A weight may be a function that makes the array, called when its turn comes. `manifest` holds what
         `tvmcompress.manifest` lists; when it has `builds`, `library` is the file of each by the name of its member.
-        Raises PackageError when a field is missing, TvmcompressError on a full disk.
+        `storage` says which weights are stored coded: "auto" those with many zeros, few distinct values or indices that
+        ascend, where that saves a fifth; "xz" and "zstd" whatever saves a tenth; "plain" none. Raises PackageError when
+        a field is missing, UsageError for an unknown storage, MissingDependencyError, TvmcompressError on a full disk.
         """
-        return _build(library, weights, manifest, golden_inputs, golden_outputs)
+        parts.check_storage(storage)
+        return _build(library, weights, manifest, golden_inputs, golden_outputs, storage)
 
     @classmethod
     def load(cls, path: str | os.PathLike, limits: Limits | None = None) -> Package:
@@ -108,12 +114,16 @@ class Package:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """Bytes: of the whole file, and of each part as it lies in the file; `library` is those of all builds."""
-        parts: dict[str, int] = {}
+        """Bytes: of the whole file, and of each part as it lies in the file; `library` is those of all builds.
+
+        `unpacked` are those of the stored weights in memory, before kernels' own form is made of them.
+        """
+        found: dict[str, int] = {}
         for name, member in self._members.items():
             part = "library" if archive.LIBRARY.fullmatch(name) else name.split(".")[0]
-            parts[part] = parts.get(part, 0) + member.size
-        return {"package": self.path.stat().st_size, **parts}
+            found[part] = found.get(part, 0) + member.size
+        unpacked = sum(arrays.nbytes(row) for row in self.manifest["weights"])
+        return {"package": self.path.stat().st_size, **found, "unpacked": unpacked}
 
     @property
     def target(self) -> str:
@@ -138,13 +148,21 @@ class Package:
         return self.manifest["entry"].get("library", archive.library())
 
     def weights(self) -> list[np.ndarray]:
-        """The stored weights in order, on a private mapping of the file: writing to them changes no file."""
+        """The stored weights in order, on a private mapping of the file: writing to them changes no file.
+
+        Those that are stored coded are unpacked, each time anew, into memory of their own. Raises PackageError when
+        they do not hold what the manifest says, MissingDependencyError without the library that unpacks them.
+        """
         member = self._members["weights.bin"]
         with open(self.path, "rb") as file:
             mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         whole = np.frombuffer(mapping, np.uint8)[member.offset : member.offset + member.size]
         rows = self.manifest["weights"]
-        return [arrays.view(whole, rows[i]) for i in self.manifest["entry"].get("weights", range(len(rows)))]
+        taken = [rows[i] for i in self.manifest["entry"].get("weights", range(len(rows)))]
+        try:
+            return arrays.read(whole, taken, runtime.aligned)
+        except ValueError as error:
+            raise PackageError(f"{self.path}: {error}") from error
 
     def golden(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Example inputs and the outputs that the compiler saw for them."""
@@ -266,15 +284,23 @@ class Package:
                 raise PackageError(f"{self.path}: '{name}' has {member.size} bytes, the manifest says {row['size']}")
 
     def _check_arrays(self) -> None:
-        size, end = self._members["weights.bin"].size, 0
+        size, end, unpacked = self._members["weights.bin"].size, 0, 0
         for row in self.manifest["weights"]:
             try:
-                bytes_ = arrays.nbytes(row)
+                inside = arrays.nbytes(row)
             except (TypeError, ValueError, AttributeError) as error:
                 raise PackageError(f"{self.path}: weight '{row['name']}' has no valid dtype and shape") from error
-            if row["offset"] < end or row["offset"] % arrays.ALIGNMENT or row["offset"] + bytes_ > size:
+            try:
+                stored = arrays.stored(row)
+            except ValueError as error:
+                raise PackageError(f"{self.path}: weight '{row['name']}' cannot be unpacked: {error}") from error
+            if row["offset"] < end or row["offset"] % arrays.ALIGNMENT or row["offset"] + stored > size:
                 raise PackageError(f"{self.path}: weight '{row['name']}' does not lie where the manifest says")
-            end = row["offset"] + bytes_
+            end = row["offset"] + stored
+            unpacked += inside if "coding" in row else 0
+        if unpacked > self._limits.weights:
+            limit = self._limits.weights
+            raise PackageError(f"{self.path}: its weights unpack to {unpacked:,} bytes, beyond the limit of {limit:,}")
 
     def _check_hash(self, name: str) -> None:
         if self._sha256(name) != self.manifest["members"][name]["sha256"]:
@@ -306,14 +332,17 @@ class Package:
         return data
 
 
-def _build(library: Any, weights: Any, contents: dict, golden_inputs: Any, golden_outputs: Any) -> Package:
+def _build(
+    library: Any, weights: Any, contents: dict, golden_inputs: Any, golden_outputs: Any, storage: str
+) -> Package:
     contents = manifest.check(dict(contents), "new package", written=False)
     contents["tolerance"] = manifest.TOLERANCE | contents.get("tolerance", {})
-    contents["schema"], contents["versions"] = manifest.SCHEMA, manifest.versions()
+    contents["versions"] = manifest.versions()
     members: dict[str, dict] = {}
 
     def write_weights(file: BinaryIO) -> None:
-        contents["weights"], members["weights.bin"] = arrays.write(file, weights)
+        contents["weights"], members["weights.bin"] = arrays.write(file, weights, storage)
+        contents["schema"] = manifest.schema(contents["weights"])
 
     def rest() -> dict[str, bytes]:
         plain = io.BytesIO()

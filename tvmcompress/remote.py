@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tvmcompress.errors import PackageError, TvmcompressError
-from tvmcompress.runtime import Program, open_package
+from tvmcompress.runtime import Program, open_package, since
 from tvmcompress.serving.programs import PREPARE, SET_INPUT
 from tvmcompress.threads import count as thread_count
 from tvmcompress.threads import use as use_threads
@@ -33,7 +34,10 @@ def open_program(package: Package, device: Device | None, threads: int | None = 
 
 
 class RemoteProgram:
-    """As `runtime.Program`, at the other end of `device`. Raises PackageError when the board cannot run the package."""
+    """As `runtime.Program`, at the other end of `device`; `load_ms` includes the way there.
+
+    Raises PackageError when the board cannot run the package.
+    """
 
     def __init__(self, package: Package, device: Device, threads: int | None = None):
         from tvm import relax
@@ -52,13 +56,18 @@ class RemoteProgram:
                 module = device.load_module(device.upload(library))
             use_threads(module, self.threads)
             self._machine = relax.VirtualMachine(module, self._place)
-            self._weights = [self._send(w) for w in package.weights()]
+            start = time.perf_counter()
+            stored = package.weights()  # unpacked here: a board needs no library for it
+            unpacked = since(start)
+            self._weights = [self._send(w) for w in stored]
+            sent = time.perf_counter()
             self._prepared: int | None = None
             if package.manifest["entry"]["prepare"]:
                 self._machine.set_input("prepare", *self._weights)
                 self._prepared = device.function(PREPARE)(self._machine.module)
                 self._set = device.function(SET_INPUT)
                 self._weights = []
+            self.load_ms = {"unpack": unpacked, "prepare": since(sent), "load": since(start)}
         except FAILURES as error:
             raise self._failed(error) from error
 

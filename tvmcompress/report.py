@@ -23,10 +23,15 @@ class Report:
 
     package: dict  # name, target, macs {total, integer}, source (the model's file), applied (passes), versions
     reference: dict | None  # name, kind
-    size: dict  # bytes: package, weights, library, golden, manifest, source, reference; ratio: package / source
+    # bytes on disk: package, weights, library, golden, manifest, source, reference; ratio: package / source; and
+    # `unpacked`: the stored weights in memory
+    size: dict
     quality: dict  # samples, outputs, overall, accuracy; see measurement.quality
-    latency: dict  # ms: package and reference {median, p90, p99, min, mean, cold_start, load, runs, histogram}; speedup
-    # bytes: package and reference {peak, above_bare: without interpreter and NumPy}; plan {weights, arena} or null
+    # ms: package and reference {median, p90, p99, min, mean, cold_start, load, of it unpack and prepare, runs,
+    # histogram}; speedup
+    latency: dict
+    # bytes in memory: package and reference {peak, above_bare: without interpreter and NumPy}; plan {weights as kernels
+    # read them, arena} or null
     memory: dict
     energy: dict  # package and reference {sensor: J per inference}, or the reason in `not_measured`
     layers: list[dict]
@@ -118,12 +123,14 @@ def figures(report: Report) -> list[tuple[str, list[tuple[str, str, str]]]]:
     size, latency, memory = report.size, report.latency, report.memory
     reference = report.reference is not None
     ours, theirs = latency["package"], latency["reference"] or {}
+    unpacked = size.get("unpacked", 0)
     sections: list[tuple[str, list[tuple[str, str, str]]]] = [
         (
-            "Size",
+            "Size on disk",
             [
                 ("package file", bytes_text(size["package"]), bytes_text(size.get("reference")) if reference else ""),
                 ("weights", bytes_text(size["weights"]), ""),
+                *([("  unpacked", bytes_text(unpacked), "")] if unpacked > size["weights"] else []),
                 ("library", bytes_text(size["library"]), ""),
                 ("model it came from", bytes_text(size["source"]), ""),
                 ("package / model", number_text(size["ratio"], "", 3), ""),
@@ -137,6 +144,7 @@ def figures(report: Report) -> list[tuple[str, list[tuple[str, str, str]]]]:
                     for name in ("median", "p90", "p99")
                 ),
                 ("cold start", ms_text(ours["cold_start"]), ms_text(theirs["cold_start"]) if theirs else ""),
+                *_loading(ours, theirs),
                 ("runs", str(ours["runs"]), str(theirs["runs"]) if theirs else ""),
                 *([("times faster (median)", number_text(latency["speedup"], "", 3), "")] if theirs else []),
             ],
@@ -159,6 +167,15 @@ def figures(report: Report) -> list[tuple[str, list[tuple[str, str, str]]]]:
         work = [("multiply-adds", f"{macs['total']:,}", ""), ("of them in integers", percent_text(share), "")]
         sections.append(("Work", work))
     return [*sections, ("Quality", _quality(report)), ("Energy", _energy(report))]
+
+
+def _loading(ours: dict, theirs: dict) -> list[tuple[str, str, str]]:
+    names = {"load": "loading", "unpack": "  unpacking weights", "prepare": "  weights into kernels' form"}
+    return [
+        (label, ms_text(ours[key]), ms_text(theirs[key]) if theirs.get(key) is not None else "")
+        for key, label in names.items()
+        if ours.get(key) is not None
+    ]
 
 
 def _peak(memory: dict | None, key: str) -> str:

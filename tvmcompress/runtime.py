@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,8 @@ class Program:
     """A library and its weights in a virtual machine, on this computer.
 
     `stored` are the weights as the package keeps them. With `prepare`, the library's function of that name is run
-    once and its results take their place. Calls are serialised; outputs are arrays of their own.
+    once and its results take their place. Calls are serialised; outputs are arrays of their own. `load_ms`: how long
+    that took, and what `open_package` knows of the rest of loading.
     """
 
     def __init__(
@@ -111,9 +113,11 @@ class Program:
             raise PackageError(f"the package's library cannot be loaded: {_first_line(error)}") from error
         if (arity != wanted) if not prepare else (arity < wanted):
             raise PackageError(f"the package's library takes {arity} arguments, its manifest says {wanted}")
+        start = time.perf_counter()
         weights = [self._to_device(self._aligned(w)) for w in stored]
         if prepare:
             weights = list(self._machine["prepare"](*weights))
+        self.load_ms = {"prepare": since(start)}
         self._weights = weights
         # What a result may turn out to lie in, and must not: the caller is free to write to it.
         self._held = {w.data_ptr() for w in weights}
@@ -170,16 +174,25 @@ class Program:
 
 def open_package(package: Package, threads: int | None = None) -> Program:
     """The program of a package, on this machine. Raises PackageError before any code is loaded if it cannot run."""
-    package = package.pick()
+    package, start = package.pick(), time.perf_counter()
+    weights = package.weights()
+    unpacked = since(start)
     with package.library() as library:
-        return Program(
+        program = Program(
             library,
-            package.weights(),
+            weights,
             prepare=package.manifest["entry"]["prepare"],
             inputs=len(package.inputs),
             threads=placement.count(threads),
             cuda=bool(package.manifest["needs"]["gpu"]),
         )
+    program.load_ms |= {"unpack": unpacked, "load": since(start)}
+    return program
+
+
+def since(start: float) -> float:
+    """ms since what `time.perf_counter` said."""
+    return (time.perf_counter() - start) * 1e3
 
 
 def _first_line(error: BaseException) -> str:

@@ -26,6 +26,14 @@ from tvmcompress.cli import models, options, screen
     show_default=True,
     help="Layers with zeros that get sparse kernels: those that are faster so, smaller, always, or never.",
 )
+@click.option(
+    "--storage",
+    type=click.Choice(["auto", "plain", "xz", "zstd"]),
+    default="auto",
+    show_default=True,
+    metavar="FORM",
+    help="Weights on disk: auto (sparse, clustered and index arrays packed), xz or zstd (all that gains), plain.",
+)
 @options.output_option("package")
 @options.json_option
 def command(
@@ -39,6 +47,7 @@ def command(
     target: str,
     log: str | None,
     keep: str,
+    storage: str,
     output: Path,
     json_path: str | None,
 ) -> None:
@@ -58,7 +67,8 @@ def command(
     with screen.progress() as progress:
         if recipe is not None:
             loaded = models.compress_model(loaded, recipe, samples, limit, cache, progress)
-        package = compile(loaded, resolved, log=options.compiling_log(log), keep=keep, progress=progress)
+        tuned = options.compiling_log(log)
+        package = compile(loaded, resolved, log=tuned, keep=keep, storage=storage, progress=progress)
     package.save(output)
     value = {"output": str(output), "sizes": package.sizes, **package.manifest}
     screen.result(value, lambda: _text(value), json_path)

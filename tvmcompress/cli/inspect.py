@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 @click.command(epilog="Example:\n\n\b\n  tvmcompress inspect model.onnx --target rpi4")
 @options.model_options
 @click.option("--target", help="Also say what share of the work would run in integers there.")
-@click.option("--layers", is_flag=True, help="List every layer.")
+@click.option("--layers", is_flag=True, help="List every layer; of a package every array that it stores.")
+@click.option("--load", is_flag=True, help="Also load a package here, and say how long that takes.")
 @options.json_option
-def command(model: Path, shapes: dict, values: dict, target: str | None, layers: bool, json_path: str | None) -> None:
+def command(
+    model: Path, shapes: dict, values: dict, target: str | None, layers: bool, load: bool, json_path: str | None
+) -> None:
     """What a model is: inputs, outputs, parameters, work, and operators that cannot be imported.
 
     MODEL is an .onnx, .pt2 or .tflite file, what `compress` wrote, or a package.
@@ -35,8 +38,14 @@ def command(model: Path, shapes: dict, values: dict, target: str | None, layers:
 
         package = Package.load(model)
         value = {"sizes": package.sizes, **package.manifest}
-        screen.result(value, lambda: _package(value, package.builds), json_path)
+        if load:
+            from tvmcompress.deployment import deploy
+
+            value["load_ms"] = deploy(package).load_ms
+        screen.result(value, lambda: _package(value, package.builds, layers), json_path)
         return
+    if load:
+        raise click.UsageError("--load is for packages")
     process.import_without_torch("tvm")
     from tvmcompress.inspection import inspect
 
@@ -71,8 +80,8 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     return table
 
 
-def _package(value: dict, builds: tuple[Package, ...]) -> Table:
-    from tvmcompress.report import bytes_text
+def _package(value: dict, builds: tuple[Package, ...], layers: bool) -> RenderableType:
+    from tvmcompress.report import bytes_text, ms_text
 
     def tensors(kind: str) -> list[tuple[str, str]]:
         return [(kind[:-1], f"{t['name']}: {t['dtype']} {'x'.join(map(str, t['shape']))}") for t in value[kind]]
@@ -80,7 +89,8 @@ def _package(value: dict, builds: tuple[Package, ...]) -> Table:
     needs, source, target = value["needs"], value["source"], value["target"]
     rows = [("package", value["name"]), ("target", f"{target.get('name', '')} ({needs['arch']})"), *tensors("inputs")]
     rows += tensors("outputs")
-    rows += [(part, bytes_text(size)) for part, size in value["sizes"].items()]
+    rows += [(part, bytes_text(size)) for part, size in value["sizes"].items() if part != "unpacked"]
+    rows += _storage(value["weights"])
     rows += [("made from", f"{source['name']}, {bytes_text(source['bytes'])}, SHA-256 {source['sha256']}")]
     rows += [("passes applied", "; ".join(value["applied"]) or "none")]
     if pruned := _pruned(value["notes"]):
@@ -90,11 +100,46 @@ def _package(value: dict, builds: tuple[Package, ...]) -> Table:
         rows += [("multiply-adds", f"{macs['total']:,}, {share} in integers")]
     if memory := value.get("memory"):
         rows += [("memory of weights", bytes_text(memory["weights"])), ("between layers", bytes_text(memory["arena"]))]
+    if ms := value.get("load_ms"):
+        parts = f"{ms_text(ms['unpack'])} unpacking weights, {ms_text(ms['prepare'])} bringing them into kernels' form"
+        rows += [("loading", f"{ms_text(ms['load'])}, of it {parts}")]
     rows += [("needs", " ".join(needs["features"]) or "nothing special")]
     if len(builds) > 1:
         rows += [("build", _build(build, needs["features"])) for build in builds]
     rows += [("versions", ", ".join(f"{name} {version}" for name, version in value["versions"].items()))]
-    return _pairs(rows)
+    return Group(_pairs(rows), _arrays(value["weights"])) if layers else _pairs(rows)
+
+
+def _storage(weights: list[dict]) -> list[tuple[str, str]]:
+    """For each way in which arrays are stored how many and how large; nothing when all lie there as they are."""
+    from tvmcompress import arrays
+    from tvmcompress.report import bytes_text
+
+    ways: dict[str, list[dict]] = {}
+    for row in weights:
+        ways.setdefault(f"{row['dtype']} {arrays.how(row)}", []).append(row)
+    sizes = {way: [sum(map(count, rows)) for count in (arrays.nbytes, arrays.stored)] for way, rows in ways.items()}
+    total = sum(unpacked for unpacked, _ in sizes.values())
+    told = [
+        ("  stored", f"{way}: {len(ways[way])} arrays, {bytes_text(unpacked)} in {bytes_text(stored)}")
+        for way, (unpacked, stored) in sorted(sizes.items(), key=lambda item: -item[1][1])
+    ]
+    return [("weights unpacked", bytes_text(total)), *told] if any("coding" in row for row in weights) else []
+
+
+def _arrays(weights: list[dict]) -> Table:
+    """Every array as the file holds it."""
+    from tvmcompress import arrays
+    from tvmcompress.report import bytes_text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for title in ("array", "dtype", "shape", "stored", "bytes", "unpacked"):
+        table.add_column(title, justify="right" if title in ("bytes", "unpacked") else "left")
+    for row in weights:
+        sizes = (bytes_text(arrays.stored(row)), bytes_text(arrays.nbytes(row)))
+        shape = "x".join(map(str, row["shape"])) or "scalar"
+        table.add_row(*map(Text, (row["name"], row["dtype"], shape, arrays.how(row), *sizes)))
+    return table
 
 
 def _pruned(notes: list[dict]) -> str:

@@ -17,7 +17,7 @@ from tvmcompress.measurement import board_profile
 from tvmcompress.measurement.apart import Kernels
 from tvmcompress.measurement.profile import of, profile
 from tvmcompress.measurement.quality import Quality
-from tvmcompress.measurement.race import Racer, latency, race
+from tvmcompress.measurement.race import Racer, as_cold, latency, race
 from tvmcompress.package import Package
 from tvmcompress.remote import RemoteProgram, open_program
 from tvmcompress.runtime import Program
@@ -181,7 +181,11 @@ class Visit:
             return Racer(entry.variant, order)
         program = RemoteProgram(build, device, task.threads)
         names = [spec.name for spec in build.inputs]
-        return Racer(entry.variant, timer=lambda inputs, runs: program.times([inputs[n] for n in names], runs))
+        return Racer(
+            entry.variant,
+            timer=lambda inputs, runs: program.times([inputs[n] for n in names], runs),
+            cold=[as_cold(program.load_ms)],
+        )
 
     def _profile(self, device: Device, task: Task) -> None:
         own = [entry for entry in self.running() if not entry.made_for]

@@ -14,7 +14,7 @@ from tvmcompress import threads
 from tvmcompress.lower.pipeline import Lowered
 
 WON = 0.98  # of the other's time: less of a gain is noise
-SURE = 0.5  # of the dense kernel's estimated time: where more is promised than measured, these are kept
+SURE = 0.6  # of the dense kernel's estimated time: of what promises more there is no doubt
 ROUNDS = 9
 TURN_S = 0.012
 

@@ -16,7 +16,7 @@ import numpy as np
 from tvmcompress import conditions, cpu, energy
 from tvmcompress.errors import SampleError
 from tvmcompress.measurement.quality import Quality
-from tvmcompress.measurement.race import Racer, latency, race
+from tvmcompress.measurement.race import Racer, as_cold, latency, race
 from tvmcompress.package import Package
 from tvmcompress.report import Report
 from tvmcompress.samples import Samples
@@ -37,6 +37,7 @@ class Side:
     package: Package | None = None
     times: Callable[[Mapping[str, np.ndarray], int], list[float]] | None = None  # a board that times its own runs
     machine: dict | None = None  # that board, as `cpu.describe()` says it there
+    load_ms: dict | None = None  # what it took to load it there
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Measurement:
         stream = iter(samples)
         first = next(stream)
         quality = self._quality(ours.run, reference, chain([first], stream), samples.count(), labels)
-        racers = [Racer(s.name, s.order, s.run, s.times) for s in (ours, reference) if s is not None]
+        racers = [_racer(side) for side in (ours, reference) if side is not None]
         found, why_not = (
             energy.sensors() if ours.machine is None else ([], "the device has no sensor that can be read from here")
         )
@@ -125,6 +126,10 @@ def _labels(given: Any, samples: Samples) -> np.ndarray | None:
     if labels is not None and labels.dtype.kind not in "iu":
         raise SampleError(f"labels: wanted integers, got {labels.dtype.name}")
     return labels
+
+
+def _racer(side: Side) -> Racer:
+    return Racer(side.name, side.order, side.run, side.times, cold=[as_cold(side.load_ms)] if side.load_ms else [])
 
 
 def _about(package: Package) -> dict:

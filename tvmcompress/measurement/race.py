@@ -166,14 +166,20 @@ def _enough(racers: Sequence[Racer], seconds: float, budget_s: float, repeats: i
     return fewest >= MOST or (fewest >= LEAST and seconds >= budget_s)
 
 
+def as_cold(load_ms: Mapping[str, float]) -> dict:
+    """A program's `load_ms` as a fresh process would tell it."""
+    return {f"{part}_ms": ms for part, ms in load_ms.items()}
+
+
 def latency(racer: Racer) -> dict:
-    """Percentiles in ms, and the cold start as the median of the fresh processes."""
+    """Percentiles in ms; and the cold start, loading and what is known of its parts as medians of fresh processes."""
     ms = np.asarray(racer.ms)
     row: dict[str, Any] = {"runs": len(ms), "min": float(ms.min()), "mean": float(ms.mean())}
     for name, share in (("median", 50), ("p90", 90), ("p99", 99)):
         row[name] = float(np.percentile(ms, share))
-    row["cold_start"] = float(np.median([c["cold_start_ms"] for c in racer.cold])) if racer.cold else None
-    row["load"] = float(np.median([c["load_ms"] for c in racer.cold])) if racer.cold else None
+    for name in ("cold_start", "load", "unpack", "prepare"):
+        known = [cold[f"{name}_ms"] for cold in racer.cold if f"{name}_ms" in cold]
+        row[name] = float(np.median(known)) if known else None
     edges = np.percentile(ms, [0, 99])
     counts, bounds = np.histogram(ms, bins=24, range=(edges[0], max(edges[1], edges[0] * 1.001)))
     row["histogram"] = {"from": float(bounds[0]), "to": float(bounds[-1]), "counts": counts.tolist()}

@@ -2,9 +2,9 @@
 
 The first line on stdin says what to load: {"kind": "package" | "onnx" | "openvino", "path", "inputs": a .npz,
 "threads"}, for a package also "build" if it is to be that one, for OpenVINO also "precision": "f32", or "" for its own
-choice. The answer has the time from an interpreter with NumPy to the first outputs. Then each line {"run": n} is
-answered with n times in ms, {"peak": true} with the largest memory that the process has had, and for a package
-{"profile": seconds} with what `profiling.profile` finds.
+choice. The answer has the time from an interpreter with NumPy to the first outputs, and of a package what unpacking and
+preparing its weights took of it. Then each line {"run": n} is answered with n times in ms, {"peak": true} with the
+largest memory that the process has had, and for a package {"profile": seconds} with what `profiling.profile` finds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def main() -> int:
         call = run(inputs)
         call()
         first = time.perf_counter()
-        answer({"load_ms": (loaded - start) * 1e3, "cold_start_ms": (first - start) * 1e3, "bare_bytes": bare})
+        parts = {f"{part}_ms": ms for part, ms in getattr(call, "load_ms", {}).items()}
+        times_ms = {"load_ms": (loaded - start) * 1e3, "cold_start_ms": (first - start) * 1e3}
+        answer({**parts, **times_ms, "bare_bytes": bare})
         for line in sys.stdin:
             order = json.loads(line)
             if "run" in order:
@@ -77,6 +79,7 @@ class PackageRun:
         from tvmcompress import runtime
 
         self._package, self._program = package, program
+        self.load_ms = program.load_ms
         self._arrays = []
         for spec in package.inputs:
             self._arrays.append(runtime.aligned(inputs[spec.name].shape, inputs[spec.name].dtype))
