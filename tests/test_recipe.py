@@ -9,7 +9,7 @@ from tvmcompress.recipe import SHIPPED, Recipe
 
 
 def test_shipped_recipes():
-    assert Recipe.list() == ["bf16", "fp16", "int4-weights", "int8", "int8-dynamic", "int8-weights"]
+    assert Recipe.list() == ["bf16", "channels50", "fp16", "int4-weights", "int8", "int8-dynamic", "int8-weights"]
     for name in Recipe.list():
         recipe = Recipe.load(name)
         assert recipe.name == name and recipe.description

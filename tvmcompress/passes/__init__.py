@@ -6,6 +6,8 @@ import tvm
 
 from tvmcompress.passes.fold_batch_norm import FoldBatchNorm
 from tvmcompress.passes.fold_constants import FoldConstants
+from tvmcompress.passes.prune_channels import PruneChannels
+from tvmcompress.passes.prune_layers import PruneLayers
 from tvmcompress.passes.quantize_dynamic import QuantizeDynamic
 from tvmcompress.passes.quantize_static import QuantizeStatic
 from tvmcompress.passes.quantize_weights import QuantizeWeights
@@ -17,6 +19,8 @@ from tvmcompress.passes.to_fp16 import ToFp16
 PASSES: dict[str, type[Pass]] = {
     "fold_batch_norm": FoldBatchNorm,
     "fold_constants": FoldConstants,
+    "prune_channels": PruneChannels,
+    "prune_layers": PruneLayers,
     "quantize_static": QuantizeStatic,
     "quantize_dynamic": QuantizeDynamic,
     "quantize_weights": QuantizeWeights,
