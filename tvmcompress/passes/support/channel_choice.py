@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tvmcompress.passes.support.channel_balance import balanced
 from tvmcompress.passes.support.channel_flow import Flow
 from tvmcompress.passes.support.channel_groups import Ids, together
 from tvmcompress.passes.support.channel_scores import Scores
@@ -24,9 +25,11 @@ class Wish:
     least: float
 
     def rounded(self, count: float, total: int) -> int:
-        """`count` channels of `total`, made a multiple of round_to, or all."""
-        wanted = max(math.ceil(count - 1e-9), self.min_channels, 1)
-        return min(-(-wanted // self.round_to) * self.round_to, total)
+        """`count` channels of `total`, made a multiple of round_to, of narrow layers of a quarter of them at most."""
+        wanted, step = max(math.ceil(count - 1e-9), self.min_channels, 1), self.round_to
+        while step > 1 and 4 * step > total:
+            step //= 2
+        return min(-(-wanted // step) * step, total)
 
 
 @dataclass
@@ -46,9 +49,12 @@ class Cluster:
         return int(self.sizes[: self.first].sum())
 
     def take(self, channels: float) -> None:
-        """Roots in order until there are at least so many channels."""
+        """Roots in order until there are so many channels; of heads, the number that comes nearest, one at least."""
         reached = np.concatenate([[0], np.cumsum(self.sizes)])
-        self.first = max(self.first, self.tied, int(np.searchsorted(reached, channels - 1e-9)))
+        first = int(np.searchsorted(reached, channels - 1e-9))
+        if first > 1 and reached[first] - channels >= channels - reached[first - 1]:
+            first -= 1
+        self.first = max(self.first, self.tied, first)
 
 
 def choose(flow: Flow, scores: Scores, wish: Wish) -> np.ndarray:
@@ -63,6 +69,7 @@ def choose(flow: Flow, scores: Scores, wish: Wish) -> np.ndarray:
     for cluster in found:
         alive[cluster.roots[: cluster.first]] = True
     alive[np.array(list(flow.groups.tied()), np.int64)] = True
+    alive = balanced(flow.groups, [(c.roots, c.sizes, c.taken()) for c in found], alive, scores)
     settle(flow, alive, scores)
     return alive[flow.groups.find(np.arange(len(alive)))] if len(alive) else alive
 
