@@ -19,10 +19,9 @@ SECONDS, GAP = 5.0, 0.02  # of one solution; the gap that is good enough
 def balanced(
     groups: Groups, shares: Sequence[tuple[Ids, np.ndarray, int]], alive: np.ndarray, scores: np.ndarray
 ) -> np.ndarray:
-    """`alive` with another choice where groups disagree. `shares`: roots, their sizes, and how many channels at least."""
-    parts = {
-        b"".join(p.tobytes() for p in each): each for each in ([groups.find(p) for p in b] for b in groups.balanced)
-    }
+    """`alive` with another choice where groups disagree. `shares`: roots, sizes, how many channels at least."""
+    found = [[groups.find(part) for part in each] for each in groups.balanced]
+    parts = {b"".join(part.tobytes() for part in each): each for each in found}
     joined = Groups()
     joined.new(len(groups))
     for roots in [np.concatenate(each) for each in parts.values()] + [share[0] for share in shares]:
@@ -50,29 +49,27 @@ def solution(
         wants = "pruning the channels of grouped convolutions wants scipy: pip install 'tvmcompress[prune]'"
         raise MissingDependencyError(wants) from error
     roots = np.unique(np.concatenate([*(p for each in parts for p in each), *(share[0] for share in shares)]))
-    places = {int(root): i for i, root in enumerate(roots)}
-    count, rows, least = len(roots) + len(parts), [], []
-    for number, each in enumerate(parts):
-        for part in each:
-            row = np.zeros(count)
-            np.add.at(row, [places[int(r)] for r in part], 1)
-            row[len(roots) + number] = -1
-            rows.append(row)
-    equal = LinearConstraint(np.array(rows), 0, 0)
-    for ids, sizes, wanted in shares:
-        row = np.zeros(count)
-        row[[places[int(r)] for r in ids]] = sizes
-        least.append((row, wanted))
-    enough = LinearConstraint(np.array([row for row, _ in least]), [wanted for _, wanted in least], np.inf)
+    count = len(roots) + len(parts)
+    equal = [sums(roots, count, part, 1, len(roots) + i) for i, each in enumerate(parts) for part in each]
+    enough = [sums(roots, count, ids, sizes) for ids, sizes, _ in shares]
+    limits = [LinearConstraint(np.array(equal), 0, 0)]
+    limits += [LinearConstraint(row, wanted, np.inf) for row, (_, _, wanted) in zip(enough, shares)]
     low = np.concatenate([np.isin(roots, tied), np.ones(len(parts))])
     high = np.concatenate([np.ones(len(roots)), np.full(len(parts), np.inf)])
     cost = np.concatenate([1 - scores[roots] / (2 * scores[roots].max() + 1e-30), np.zeros(len(parts))])
     options = {"time_limit": SECONDS, "mip_rel_gap": GAP}
-    found = milp(
-        cost, integrality=np.ones(count), bounds=Bounds(low, high), constraints=[equal, enough], options=options
-    )
+    found = milp(cost, integrality=np.ones(count), bounds=Bounds(low, high), constraints=limits, options=options)
     if found.x is None:
         return alive
     alive = alive.copy()
     alive[roots] = found.x[: len(roots)] > 0.5
     return alive
+
+
+def sums(roots: np.ndarray, count: int, ids: Ids, values: np.ndarray | int, less: int | None = None) -> np.ndarray:
+    """A row of coefficients: `values` for `ids`, each time that they come, and -1 for the variable `less`."""
+    row = np.zeros(count)
+    np.add.at(row, np.searchsorted(roots, ids), values)
+    if less is not None:
+        row[less] = -1
+    return row
