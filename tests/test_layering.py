@@ -87,7 +87,7 @@ NEVER = [
 ]
 # Running a package needs no compiler, no format's library, and nothing that is only for the terminal.
 ON_THE_DEVICE = ["deployment", "package", "runtime", "measurement.worker"]
-OPTIONAL = {"torch", "tensorflow", "onnxruntime", "openvino", "tflite", "pynvml", "zstandard"}
+OPTIONAL = {"torch", "tensorflow", "onnxruntime", "openvino", "tflite", "pynvml", "zstandard", "scipy"}
 
 
 class Import(NamedTuple):

@@ -148,6 +148,15 @@ def test_the_table_shows_both_sides(report):
         assert what in text
 
 
+def test_pruned_layers_have_a_table(report):
+    from dataclasses import replace
+
+    row = {"name": "conv_7", "pruned": True, "macs": 250, "macs_before": 1000, "outputs": 32, "outputs_before": 64}
+    text = text_of(replace(report, layers=[row, {**row, "name": "kept", "pruned": False}]))
+    (line,) = [line for line in text.splitlines() if "conv_7" in line]
+    assert line.split() == ["conv_7", "all", "64", "→", "32", "25%"] and "kept" not in text
+
+
 def test_the_page_needs_nothing_else(report):
     page = report.html()
     assert "<script" not in page and not re.search(r"(src|href)=|url\(|@import|https?://", page)

@@ -29,8 +29,10 @@ def render(report: Report) -> RenderableType:
     parts: list[RenderableType] = [table]
     if noisy := [row for row in report.layers if row.get("snr_db") is not None]:
         parts.append(_layers(noisy))
-    if pruned := [row for row in report.layers if row.get("pruned")]:
+    if pruned := [row for row in report.layers if row.get("pruned") and "pattern" in row]:
         parts += [_sparse(pruned), Text(_left_dense(report.layers), "dim")]
+    if narrowed := [row for row in report.layers if "outputs_before" in row and row.get("pruned")]:
+        parts.append(_narrowed(narrowed))
     how = report.how
     machine = f"{how['machine']['model']}, {how['threads']} threads"
     parts.append(Text(f"{machine}; timed {how['processes']}", "dim"))
@@ -76,3 +78,20 @@ def _left_dense(rows: list[dict]) -> str:
         f"Not pruned: {', '.join(names[:MOST_LAYERS])}{' …' * (len(names) > MOST_LAYERS)}: {why}"
         for why, names in reasons.items()
     )
+
+
+def _narrowed(rows: list[dict]) -> Table:
+    """Layers that lost channels, those that were most work first."""
+    rows = sorted(rows, key=lambda row: -row["macs_before"])
+    more = f" of {len(rows)}" if len(rows) > MOST_LAYERS else ""
+    table = Table(
+        box=box.SIMPLE_HEAD, title=f"Narrowed layers ({min(len(rows), MOST_LAYERS)}{more})", title_justify="left"
+    )
+    table.add_column("layer")
+    for title in ("inputs", "outputs", "of its products"):
+        table.add_column(title, justify="right")
+    for row in rows[:MOST_LAYERS]:
+        share = f"{row['macs'] / row['macs_before']:.0%}" if row.get("macs") is not None else "?"
+        counts = [f"{row[f'{k}_before']} → {row[k]}" if k in row else "all" for k in ("inputs", "outputs")]
+        table.add_row(escape(str(row["name"])), *counts, share)
+    return table

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -84,6 +85,13 @@ def test_json_on_stdout_is_all_there_is(here, capsys):
     for arguments in ("verify small.tar", "inspect small.tar", "inspect model.onnx", "target show rpi4", "recipe list"):
         assert quick(f"{arguments} --json -") == 0
         assert json.loads(capsys.readouterr().out)
+
+
+def test_the_report_of_compress_says_what_is_left(here, capsys, tmp_path):
+    recipe = tmp_path / "thin.toml"
+    recipe.write_text("[prune_channels]\nround_to = 1\n")
+    assert quick(f"compress model.onnx --recipe {recipe} -o {tmp_path}/s.model") == 0
+    assert re.search(r"prune_channels leaves \d+\.\d% of the multiply-accumulates", capsys.readouterr().out)
 
 
 def test_the_report_of_compress_says_what_stayed_float(here, capsys, tmp_path):

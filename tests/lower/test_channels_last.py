@@ -43,6 +43,19 @@ def test_a_convolution_with_bias_and_activation() -> None:
     check_pair(channels_last, program(before), program(expected))
 
 
+def test_channels_are_picked_where_they_lie() -> None:
+    picked = graph.const(np.array([4, 0, 5]), "int64")
+
+    def before(rw, x):
+        return [rw.emit(relax.op.take(conv(rw, x), picked, 1, mode="clip"))]
+
+    def expected(rw, x):
+        y = rw.emit(relax.op.take(conv_last(rw, rw.emit(relax.op.permute_dims(x, LAST))), picked, 3, mode="clip"))
+        return [rw.emit(relax.op.permute_dims(y, FIRST))]
+
+    check_pair(channels_last, program(before), program(expected))
+
+
 def test_concat_split_and_pad_move_their_axes() -> None:
     def before(rw, x):
         y = conv(rw, x)

@@ -56,7 +56,16 @@ def _text(value: dict) -> str:
         kept = [row for row in rows if not row[done]]
         if rows:
             lines.append(f"  {len(rows) - len(kept)} of {len(rows)} layers {done}")
-        lines += [f"    {row['layer']} {otherwise}: {row[why]}" for row in kept[:10]]
+        lines += [f"    {row['layer']} {otherwise}: {row.get(why) or row.get('why', '')}" for row in kept[:10]]
         if len(kept) > 10:
             lines.append(f"    … and {len(kept) - 10} more; --json has them all")
+    lines += [_pruned(row) for row in value["notes"] if "macs_before" in row and "layer" not in row]
     return "\n".join(lines)
+
+
+def _pruned(row: dict) -> str:
+    """What a pass that removes parts of a model left of it."""
+    work = (
+        f"{row['macs'] / row['macs_before']:.1%} of the multiply-accumulates" if row["macs_before"] else "no products"
+    )
+    return f"  {row['pass']} leaves {work} and {row['parameters'] / row['parameters_before']:.1%} of the parameters"

@@ -144,8 +144,8 @@ def _arrays(weights: list[dict]) -> Table:
 
 def _pruned(notes: list[dict]) -> str:
     """`12 of 14 layers, to densities 0.1 … 0.2: unstructured`, or nothing."""
-    layers = {note["layer"] for note in notes if "pruned" in note}
-    rows = {note["layer"]: note for note in notes if note.get("pruned")}
+    layers = {note["layer"] for note in notes if "pattern" in note}
+    rows = {note["layer"]: note for note in notes if note.get("pruned") and "pattern" in note}
     if not rows:
         return ""
     patterns = ", ".join(sorted({note["pattern"] for note in rows.values()}))

@@ -90,6 +90,7 @@ class ChannelsLast:
             "relax.nn.pad": self.pad,
             "relax.concat": self.concat,
             "relax.split": self.split,
+            "relax.take": self.take,
             "relax.quantize": self.quantize,
             "relax.dequantize": self.quantize,
             "relax.nn.softmax": self.axis,
@@ -217,6 +218,13 @@ class ChannelsLast:
         parts = rw.emit(relax.op.split(self.to_last(rw, x), sections, AXIS[int(expr.attrs.axis) % 4]))
         count = len(parts.ty.fields)
         return relax.Tuple([self.done(rw, var, relax.TupleGetItem(parts, i)) for i in range(count)])
+
+    def take(self, rw, var, expr):
+        x, indices = expr.args
+        if not self.is_last(x) or expr.attrs.axis is None or len(indices.ty.shape) != 1:
+            return None
+        axis = AXIS[int(expr.attrs.axis) % 4]
+        return self.done(rw, var, attrs.changed(expr, [self.to_last(rw, x), indices], axis=axis))
 
     def quantize(self, rw, var, expr):
         x, scale, zero = expr.args

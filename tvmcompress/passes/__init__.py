@@ -7,6 +7,8 @@ import tvm
 from tvmcompress.passes.fold_batch_norm import FoldBatchNorm
 from tvmcompress.passes.fold_constants import FoldConstants
 from tvmcompress.passes.prune_blocks import PruneBlocks
+from tvmcompress.passes.prune_channels import PruneChannels
+from tvmcompress.passes.prune_layers import PruneLayers
 from tvmcompress.passes.prune_magnitude import PruneMagnitude
 from tvmcompress.passes.prune_nm import PruneNm
 from tvmcompress.passes.quantize_dynamic import QuantizeDynamic
@@ -23,6 +25,8 @@ PASSES: dict[str, type[Pass]] = {
     "prune_magnitude": PruneMagnitude,
     "prune_nm": PruneNm,
     "prune_blocks": PruneBlocks,
+    "prune_channels": PruneChannels,
+    "prune_layers": PruneLayers,
     "quantize_static": QuantizeStatic,
     "quantize_dynamic": QuantizeDynamic,
     "quantize_weights": QuantizeWeights,
