@@ -83,7 +83,7 @@ NEVER = [
 ]
 # Running a package needs no compiler, no format's library, and nothing that is only for the terminal.
 ON_THE_DEVICE = ["deployment", "package", "runtime", "measurement.worker"]
-OPTIONAL = {"torch", "tensorflow", "onnxruntime", "openvino", "tflite", "pynvml"}
+OPTIONAL = {"torch", "tensorflow", "onnxruntime", "openvino", "tflite", "pynvml", "tensorly"}
 
 
 class Import(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +13,7 @@ import tvm
 from tvm import relax
 
 from tvmcompress.errors import UnsupportedOperatorsError
-from tvmcompress.ir import graph, ops
+from tvmcompress.ir import constants, graph, ops
 from tvmcompress.ir.macs import LAYERS, LayerMacs, macs
 from tvmcompress.model import Model
 from tvmcompress.spec import TensorSpec, spec_json
@@ -206,64 +207,35 @@ def layer_of(found: LayerMacs, size: int, zeros: float | None) -> Layer:
 
 
 def weights(mod: tvm.IRModule) -> tuple[int, int]:
-    """Parameters, and bytes of all constants. Scales, zero points, batch statistics and single numbers are none."""
+    """Parameters, and bytes of all constants. Scales, zero points, codebooks, batch statistics and single numbers are
+    none; a weight that shares its value with others is one of its own."""
     seen: dict[relax.Expr, int] = {}
     for binding in graph.bindings(mod):
         name = graph.op_name(binding.value)
-        skipped = 1 if name.endswith("quantize") else 3 if name.endswith("batch_norm") else None
+        last = name.endswith("quantize") or name == ops.LOOK_UP
+        skipped = 1 if last else 3 if name.endswith("batch_norm") else None
         for constant in graph.constants_of(binding.value):
             seen.setdefault(constant, 0)
         arguments = binding.value.args if isinstance(binding.value, relax.Call) else []
         for place, argument in enumerate(arguments):
             for constant in graph.constants_of(argument):
-                size = int(np.prod(graph.shape(constant), dtype=np.int64))
+                size = math.prod(graph.shape(constant))
                 if size > 1 and (skipped is None or place < skipped):
-                    seen[constant] = size * (2 if name == ops.UNPACK_INT4 else 1)
+                    unpacked = name in (ops.UNPACK_INT4, ops.LOOK_UP)
+                    seen[constant] = math.prod(graph.shape(binding.var)) if unpacked else size
     return sum(seen.values()), sum(graph.value(c).nbytes for c in seen)
 
 
 def sparsities(mod: tvm.IRModule) -> dict[str, tuple[int, float]]:
-    """From a layer's name to its weight's size and share of zeros, as stored: a quantized zero is the zero point."""
-    known = graph.definitions(mod)
+    """From a layer's name to its weight's size and share of zeros, where it is known, compressed or not."""
+    definition = graph.definitions(mod).get
     found = {}
     for binding in graph.bindings(mod):
         if graph.op_name(binding.value) in LAYERS:
-            share = zeros_in(binding.value.args[1], known)
-            if share is not None:
-                found[binding.var.name] = int(np.prod(graph.shape(binding.value.args[1]), dtype=np.int64)), share
+            array = constants.known(binding.value.args[1], definition)
+            if array is not None and array.size:
+                found[binding.var.name] = array.size, float(np.count_nonzero(array == 0) / array.size)
     return found
-
-
-def zeros_in(expr: relax.Expr, known: Mapping[relax.Var, relax.Expr]) -> float | None:
-    if graph.is_const(expr):
-        array = graph.value(expr)
-        return float(np.count_nonzero(array == 0) / array.size) if array.size else None
-    call = known.get(expr, expr)
-    name = graph.op_name(call)
-    if name in ("relax.permute_dims", "relax.reshape", "relax.astype"):
-        return zeros_in(call.args[0], known)
-    if name != "relax.dequantize" or not graph.is_const(call.args[2]):
-        return None
-    q = stored(call.args[0], known)
-    if q is None or not q.size:
-        return None
-    zero = graph.value(call.args[2]).astype(np.int64)
-    if zero.size > 1:
-        axis = int(call.attrs.axis) % q.ndim
-        zero = zero.reshape((1,) * axis + (-1,) + (1,) * (q.ndim - 1 - axis))
-    return float(np.count_nonzero(q == zero) / q.size)
-
-
-def stored(expr: relax.Expr, known: Mapping[relax.Var, relax.Expr]) -> np.ndarray | None:
-    """The quantized values behind an operand of dequantize, unpacked; None when they are computed."""
-    if graph.is_const(expr):
-        return graph.value(expr)
-    call = known.get(expr, expr)
-    if graph.op_name(call) != ops.UNPACK_INT4 or not graph.is_const(call.args[0]):
-        return None
-    packed = graph.value(call.args[0])
-    low, high = (packed << 4).view(np.int8) >> 4, packed.view(np.int8) >> 4
-    return np.stack([low, high], -1).reshape(packed.shape[0], -1)
 
 
 def border(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:

@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tvmcompress.report import Report, doubts, figures, number_text
+from tvmcompress.report import Report, doubts, figures, number_text, percent_text
 
 MOST_LAYERS = 12
 
@@ -29,6 +29,8 @@ def render(report: Report) -> RenderableType:
     parts: list[RenderableType] = [table]
     if noisy := [row for row in report.layers if row.get("snr_db") is not None]:
         parts.append(_layers(noisy))
+    if smaller := [row for row in report.layers if row.get("bytes_before") and not row.get("why")]:
+        parts.append(_compressed(smaller))
     how = report.how
     machine = f"{how['machine']['model']}, {how['threads']} threads"
     parts.append(Text(f"{machine}; timed {how['processes']}", "dim"))
@@ -47,3 +49,25 @@ def _layers(rows: list[dict]) -> Table:
     for row in rows[:MOST_LAYERS]:
         table.add_row(escape(str(row["name"])), number_text(row["snr_db"], " dB", 3))
     return table
+
+
+def _compressed(rows: list[dict]) -> Table:
+    """Layers whose weights share values or became products, those with most weights first."""
+    rows = sorted(rows, key=lambda row: -row["bytes_before"])
+    more = f" ({min(len(rows), MOST_LAYERS)} of {len(rows)})" if len(rows) > MOST_LAYERS else ""
+    table = Table(box=box.SIMPLE_HEAD, title=f"Compressed layers{more}", title_justify="left")
+    for column in ("layer", "weights", "bytes", "multiply-adds", "weights' signal to noise"):
+        table.add_column(column, justify="left" if column in ("layer", "weights") else "right")
+    for row in rows[:MOST_LAYERS]:
+        share = row["bytes_after"] / row["bytes_before"] if row["bytes_before"] else None
+        work = percent_text(row["macs_after"] / row["macs_before"]) if row.get("macs_before") else "–"
+        noise = number_text(row.get("weights_snr_db"), " dB", 3)
+        table.add_row(*map(escape, (str(row["name"]), form(row), percent_text(share), work, noise)))
+    return table
+
+
+def form(row: dict) -> str:
+    """`16 values`, `svd of rank 32`, or both."""
+    values = [f"{row['values']} values"] if row.get("values") else []
+    factors = [f"{row['method']} of rank {row['ranks']}"] if row.get("ranks") else []
+    return ", ".join(factors + values) or "–"

@@ -101,13 +101,20 @@ def layers(manifest: Mapping[str, Any]) -> list[dict]:
     """The manifest's layers, each with what the passes' notes say of a layer of that name."""
     notes: dict[str, dict] = {}
     for note in manifest["notes"]:
-        name = str(note.get("layer", "")).replace(".", "_")
-        # Several passes may speak of a layer; the one that compressed it has the word.
-        if name and not notes.get(name, {}).get("quantized"):
-            notes[name] = {**notes.get(name, {}), **{k: v for k, v in note.items() if k != "layer"}}
+        if name := str(note.get("layer", "")).replace(".", "_"):
+            notes[name] = merged(notes.get(name, {}), {k: v for k, v in note.items() if k != "layer"})
     rows = [{**notes.pop(row["name"].replace(".", "_"), {}), **row} for row in manifest["layers"]]
     rows += [{"name": name, **note} for name, note in notes.items()]
     return [{key: None if is_unbounded(value) else value for key, value in row.items()} for row in rows]
+
+
+def merged(before: dict, note: dict) -> dict:
+    """What passes before said of a layer and what one more says: those that did something to it have the word."""
+    if not before or before.get("why"):
+        return {**before, **note}
+    if note.get("why"):
+        return {**note, **before}
+    return {**before, **note, "pass": ", ".join(filter(None, (before.get("pass"), note.get("pass"))))}
 
 
 def is_unbounded(value: Any) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tvm
 
+from tvmcompress.passes.cluster_weights import ClusterWeights
+from tvmcompress.passes.factorize import Factorize
 from tvmcompress.passes.fold_batch_norm import FoldBatchNorm
 from tvmcompress.passes.fold_constants import FoldConstants
 from tvmcompress.passes.quantize_dynamic import QuantizeDynamic
@@ -17,6 +19,8 @@ from tvmcompress.passes.to_fp16 import ToFp16
 PASSES: dict[str, type[Pass]] = {
     "fold_batch_norm": FoldBatchNorm,
     "fold_constants": FoldConstants,
+    "factorize": Factorize,
+    "cluster_weights": ClusterWeights,
     "quantize_static": QuantizeStatic,
     "quantize_dynamic": QuantizeDynamic,
     "quantize_weights": QuantizeWeights,
