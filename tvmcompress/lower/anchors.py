@@ -22,7 +22,7 @@ from tvmcompress.kernels import matmul as matmul_kernel
 from tvmcompress.kernels import movement, normalization, tile, winograd, woven
 from tvmcompress.kernels.choices import Choices, untuned
 from tvmcompress.kernels.conv2d import Conv2d
-from tvmcompress.lower import packing
+from tvmcompress.lower import packing, shared_rows
 
 FLOATS = ("float32", "float16", "bfloat16")
 INTEGERS = ("int8", "uint8")
@@ -168,6 +168,10 @@ class Anchors:
         if len(y.ty.shape) > 2 or not depends_on_constants(rw, y):
             return self.batched(rw, var, x, y) if kinds[0] in FLOATS and kinds[1] in FLOATS else None
         _, n = graph.shape(y)
+        if not self.neutral and (looked_up := shared_rows.product(rw, x, y, self.isa)) is not None:
+            self.note(var, "matmul", int(np.prod(dims)) * n, kinds, None)
+            self.done[-1]["algorithm"] = "looked up"
+            return looked_up
         outer = int(np.prod(dims[:-2]))
         p = matmul_kernel.plan(dims[-2], dims[-1], n, outer, self.isa, *kinds, self.choices)
         self.note(var, "matmul", int(np.prod(dims)) * n, kinds, p.tile)
