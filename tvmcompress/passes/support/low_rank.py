@@ -20,6 +20,7 @@ Ranks = tuple[int, ...]
 Fits = Callable[[Ranks], bool]
 TINY = 1e-12
 ROUNDS = 50  # of alternating least squares
+SWEEPS = 3  # over the modes of a Tucker decomposition, which starts from that of each mode by itself
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,12 @@ class Tucker:
     def __init__(self, weight: np.ndarray) -> None:
         self.library = tensorly()
         self.weight = weight.astype(np.float64)
-        self.values = []
+        self.values, self.vectors = [], []
         for mode in (0, 1):
             rows = np.moveaxis(self.weight, mode, 0).reshape(weight.shape[mode], -1)
-            self.values.append(principal(rows @ rows.T)[0])
+            values, vectors = principal(rows @ rows.T)
+            self.values.append(values)
+            self.vectors.append(vectors)
 
     def ranks(self, energy: float, step: int) -> Ranks:
         """Either mode may lose half of what may be lost: together they lose no more."""
@@ -154,8 +157,12 @@ class Tucker:
         return [Part((ranks[1], inputs, *ones)), middle, Part((outputs, ranks[0], *ones))]
 
     def weights(self, ranks: Ranks) -> tuple[list[np.ndarray], float]:
-        partial_tucker = self.library.decomposition.partial_tucker
-        (core, (behind, before)), _ = partial_tucker(self.weight, rank=list(ranks), modes=[0, 1], n_iter_max=10)
+        library = self.library
+        factors = [vectors[:, :rank] for vectors, rank in zip(self.vectors, ranks)]
+        start = library.tenalg.multi_mode_dot(self.weight, factors, modes=[0, 1], transpose=True)
+        (core, (behind, before)), _ = library.decomposition.partial_tucker(
+            self.weight, rank=list(ranks), modes=[0, 1], n_iter_max=SWEEPS, init=(start, factors)
+        )
         scale = norms(core.reshape(len(core), -1).T)
         kept = share(np.square(core).sum(), np.square(self.weight).sum())
         core = core / scale.reshape(-1, *(1 for _ in core.shape[1:]))
