@@ -87,7 +87,7 @@ NEVER = [
 ]
 # Running a package needs no compiler, no format's library, and nothing that is only for the terminal.
 ON_THE_DEVICE = ["deployment", "package", "runtime", "measurement.worker"]
-OPTIONAL = {"torch", "tensorflow", "onnxruntime", "openvino", "tflite", "pynvml", "zstandard", "scipy"}
+OPTIONAL = {"torch", "tensorflow", "onnxruntime", "openvino", "tflite", "pynvml", "zstandard", "scipy", "tensorly"}
 
 
 class Import(NamedTuple):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import re
@@ -12,6 +13,7 @@ from tests import standin
 from tvmcompress import energy
 from tvmcompress.deployment import deploy
 from tvmcompress.errors import InputError, ModelError, SampleError, TvmcompressError, UsageError
+from tvmcompress.measurement.measure import layers
 from tvmcompress.measurement.quality import Quality
 from tvmcompress.measurement.race import Racer, race
 from tvmcompress.report import Report, bytes_text, ms_text
@@ -319,3 +321,45 @@ def test_the_worker_imports_neither_compiler_nor_torch():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_several_passes_say_of_a_layer():
+    """Those that did something to it have the word, the last first; a reason stays where nothing was done."""
+    taken = {"layer": "a", "pass": "prune", "pruned": True, "why": "", "zeros": 0.5}
+    said = [
+        taken,
+        {"layer": "a", "pass": "quantize_static", "quantized": True, "why": "", "snr_db": 30.0},
+        {"layer": "a", "pass": "cluster_weights", "clustered": False, "why": "too small"},
+        {"layer": "b", "pass": "prune", "pruned": False, "why": "skipped"},
+        {"layer": "b", "pass": "cluster_weights", "clustered": True, "why": "", "values": 16},
+        {"pass": "quantize_static", "calibration": "reused"},
+    ]
+    both, one = layers({"notes": said, "layers": [{"name": "a", "macs": 7}, {"name": "b", "macs": 8}]})
+    assert both["pass"] == "prune, quantize_static" and both["why"] == "" and both["zeros"] == 0.5
+    assert both["quantized"] and both["clustered"] is False and both["macs"] == 7
+    assert one == {"pass": "cluster_weights", "pruned": False, "clustered": True, "why": "", "values": 16} | {
+        "name": "b",
+        "macs": 8,
+    }
+
+
+def test_layers_that_share_values_or_were_divided_are_listed(report):
+    sizes = {"bytes_before": 4000, "bytes_after": 564, "weights_snr_db": 20.25}
+    work = {"macs_before": 1000, "macs_after": 250}
+    rows = [
+        {"name": "shared", "values": 16, "why": "", **sizes},
+        {"name": "divided", "method": "svd", "ranks": "32", "why": "", **sizes, **work},
+        {"name": "left", "why": "smaller than min_size = 1024"},
+    ]
+    listed = text_of(dataclasses.replace(report, layers=rows)).split("Compressed layers")[1].splitlines()
+    assert next(line for line in listed if "shared" in line).split() == [
+        "shared",
+        "16",
+        "values",
+        "14.10%",
+        "–",
+        "20.2",
+        "dB",
+    ]
+    assert "svd of rank 32" in next(line for line in listed if "divided" in line)
+    assert "25.00%" in next(line for line in listed if "divided" in line) and not any("left" in line for line in listed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -230,19 +231,22 @@ def layer_of(found: LayerMacs, size: int, zeros: Sparsity | None) -> Layer:
 
 
 def weights(mod: tvm.IRModule) -> tuple[int, int]:
-    """Parameters, and bytes of all constants. Scales, zero points, batch statistics and single numbers are none."""
+    """Parameters, and bytes of all constants. Scales, zero points, codebooks, batch statistics and single numbers are
+    none; a weight that shares its value with others is one of its own."""
     seen: dict[relax.Expr, int] = {}
     for binding in graph.bindings(mod):
         name = graph.op_name(binding.value)
-        skipped = 1 if name.endswith("quantize") else 3 if name.endswith("batch_norm") else None
+        last = name.endswith("quantize") or name == ops.LOOK_UP
+        skipped = 1 if last else 3 if name.endswith("batch_norm") else None
         for constant in graph.constants_of(binding.value):
             seen.setdefault(constant, 0)
         arguments = binding.value.args if isinstance(binding.value, relax.Call) else []
         for place, argument in enumerate(arguments):
             for constant in graph.constants_of(argument):
-                size = int(np.prod(graph.shape(constant), dtype=np.int64))
+                size = math.prod(graph.shape(constant))
                 if size > 1 and (skipped is None or place < skipped):
-                    seen[constant] = size * (2 if name == ops.UNPACK_INT4 else 1)
+                    unpacked = name in (ops.UNPACK_INT4, ops.LOOK_UP)
+                    seen[constant] = math.prod(graph.shape(binding.var)) if unpacked else size
     return sum(seen.values()), sum(graph.value(c).nbytes for c in seen)
 
 

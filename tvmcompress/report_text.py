@@ -33,6 +33,8 @@ def render(report: Report) -> RenderableType:
         parts += [_sparse(pruned), Text(_left_dense(report.layers), "dim")]
     if narrowed := [row for row in report.layers if "outputs_before" in row and row.get("pruned")]:
         parts.append(_narrowed(narrowed))
+    if smaller := [row for row in report.layers if row.get("bytes_before") and not row.get("why")]:
+        parts.append(_compressed(smaller))
     how = report.how
     machine = f"{how['machine']['model']}, {how['threads']} threads"
     parts.append(Text(f"{machine}; timed {how['processes']}", "dim"))
@@ -95,3 +97,25 @@ def _narrowed(rows: list[dict]) -> Table:
         counts = [f"{row[f'{k}_before']} → {row[k]}" if k in row else "all" for k in ("inputs", "outputs")]
         table.add_row(escape(str(row["name"])), *counts, share)
     return table
+
+
+def _compressed(rows: list[dict]) -> Table:
+    """Layers whose weights share values or became products, those with most weights first."""
+    rows = sorted(rows, key=lambda row: -row["bytes_before"])
+    more = f" ({min(len(rows), MOST_LAYERS)} of {len(rows)})" if len(rows) > MOST_LAYERS else ""
+    table = Table(box=box.SIMPLE_HEAD, title=f"Compressed layers{more}", title_justify="left")
+    for column in ("layer", "weights", "bytes", "multiply-adds", "weights' signal to noise"):
+        table.add_column(column, justify="left" if column in ("layer", "weights") else "right")
+    for row in rows[:MOST_LAYERS]:
+        share = row["bytes_after"] / row["bytes_before"] if row["bytes_before"] else None
+        work = percent_text(row["macs_after"] / row["macs_before"]) if row.get("macs_before") else "–"
+        noise = number_text(row.get("weights_snr_db"), " dB", 3)
+        table.add_row(*map(escape, (str(row["name"]), form(row), percent_text(share), work, noise)))
+    return table
+
+
+def form(row: dict) -> str:
+    """`16 values`, `svd of rank 32`, or both."""
+    values = [f"{row['values']} values"] if row.get("values") else []
+    factors = [f"{row['method']} of rank {row['ranks']}"] if row.get("ranks") else []
+    return ", ".join(factors + values) or "–"

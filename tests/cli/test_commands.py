@@ -102,6 +102,15 @@ def test_the_report_of_compress_says_what_stayed_float(here, capsys, tmp_path):
     assert "2 of 3 layers quantized" in out and "fc stays float" in out
 
 
+def test_the_report_of_compress_says_what_was_clustered_and_divided(here, capsys, tmp_path):
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('[factorize]\nmethod = "svd"\n[cluster_weights]\nmin_size = 0\nskip = ["fc"]\n')
+    assert quick(f"compress model.onnx --recipe {recipe} -o {tmp_path}/s.model") == 0
+    out = capsys.readouterr().out
+    assert "0 of 3 layers factorized" in out and "fc stays whole: smaller than min_size = 4096" in out
+    assert "2 of 3 layers clustered" in out and "fc keeps its weights: skipped by name 'fc'" in out
+
+
 WRONG = [
     ("verify none.tar", 4, "none.tar: No such file or directory"),
     ("verify model.onnx", 4, "not a package"),

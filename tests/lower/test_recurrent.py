@@ -16,6 +16,7 @@ from tvmcompress.ir import evaluate, graph
 from tvmcompress.isa import isa_of
 from tvmcompress.lower.pipeline import lower, machine
 from tvmcompress.lower.recurrent import roll
+from tvmcompress.passes import ClusterWeights, simplified
 from tvmcompress.target import Target
 
 
@@ -168,3 +169,19 @@ def test_neutral_weights_give_the_same_results(tmp_path, op, integers):
         np.testing.assert_array_equal(one, other)
     recurrent = (64, {"LSTM": 4, "GRU": 3}[op] * 64)
     assert recurrent in stored[1] and recurrent not in stored[0]
+
+
+@pytest.mark.parametrize("integers", [False, True])
+@pytest.mark.parametrize("op", ["LSTM", "GRU"])
+def test_weights_that_share_values_stay_one_layer(tmp_path, op, integers):
+    """Unpacked when the package is loaded; in float as the stock kernels have it, and in integers nearly."""
+    proto, inputs = network(op, 4, 1, 16, 64, "forward", False)
+    mod = compressed(proto, inputs, tmp_path)[1].module if integers else program(proto, tmp_path)
+    shared = ClusterWeights()(simplified(mod)).module
+    assert kernels(roll(shared, facts())[0]) == 1
+    lowered = build(shared, "native")
+    recurrent = (1, 64 * {"LSTM": 4, "GRU": 3}[op] * 64 // 2)
+    assert recurrent in {tuple(t.shape) for t in lowered.stored}
+    got = machine(lowered, linking.linker(Target.load("native")))(inputs)
+    for a, b in zip(got, evaluate.evaluate(shared, inputs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=0.004 if integers else 2e-6)

@@ -59,6 +59,7 @@ class Isa:
     fused: bool = False  # multiplies and adds vectors of floats in one instruction
     bf16: Dot | None = None  # the instruction for bfloat16 products, whose operands are BF16_BITS
     look_up: str = ""  # LLVM's code of `tvmcompress_look_up_uint8` and `_int8`: 64 bytes, and the four parts of a table
+    permutes_floats: bool = False  # picks 16 floats out of 16, as `kernels.few_rows` does
     more: tuple[Dot, ...] = ()  # further instructions: for several rows at a time, for float16
     widens: bool = False  # float16 activations are best made float32 once, not where they are read
     l1d: int = 32 * 1024

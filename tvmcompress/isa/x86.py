@@ -107,7 +107,7 @@ def facts(has, _triple: str, cores: int, options: dict) -> Isa:
         bf16 = dpbf16ps(16) if has("avx512bf16") else None
         table = LOOK_UP if has("avx512vbmi") else ""
         name = "avx512-vnni" if has("avx512vnni") else "avx512"
-        return Isa(name, 16, 32, cores, dot, True, has("fma"), bf16, table, **options)
+        return Isa(name, 16, 32, cores, dot, True, has("fma"), bf16, table, permutes_floats=True, **options)
     if has("avx2"):
         dot = vnni(8) if has("avxvnni") else pmaddwd(8)
         return Isa("avx-vnni" if has("avxvnni") else "avx2", 8, 16, cores, dot, fused=has("fma"), **options)

@@ -23,7 +23,7 @@ from tvmcompress.kernels import movement, normalization, tile, winograd, woven
 from tvmcompress.kernels.choices import Choices, untuned
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.sparse import Product
-from tvmcompress.lower import packing, sparse
+from tvmcompress.lower import packing, shared_rows, sparse
 from tvmcompress.lower.sparse import KEEP, Keep
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -192,6 +192,10 @@ class Anchors:
         if len(y.ty.shape) > 2 or not depends_on_constants(rw, y):
             return self.batched(rw, var, x, y) if kinds[0] in FLOATS and kinds[1] in FLOATS else None
         _, n = graph.shape(y)
+        if not self.neutral and (looked_up := shared_rows.product(rw, x, y, self.isa)) is not None:
+            self.note(var, "matmul", int(np.prod(dims)) * n, kinds, None)
+            self.done[-1]["algorithm"] = "looked up"
+            return looked_up
         outer = int(np.prod(dims[:-2]))
         if (call := self.sparse_matmul(rw, var, x, y, kinds)) is not None:
             return call

@@ -10,7 +10,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmcompress.ir import graph
+from tvmcompress.ir import constants, graph
 from tvmcompress.ir.graph import Expr, Var, op_name
 from tvmcompress.kernels.recurrent import Bytes
 
@@ -185,15 +185,17 @@ class Matcher:
             return None
         return h, dot.args[1], integers
 
-    def weight_bytes(self, expr: Expr) -> tuple[Expr, np.ndarray] | None:
-        """int8 weights (H, gates H) without zero point, and a scale for each column."""
+    def weight_bytes(self, expr: Expr) -> tuple[Expr, np.ndarray, np.ndarray] | None:
+        """int8 weights (H, gates H) without zero point, as they are stored and as they are, a scale for each column."""
         call = self.call(expr, "dequantize")
-        if call is None or not all(graph.is_const(a) for a in call.args) or graph.dtype(call.args[0]) != "int8":
+        if call is None or not all(graph.is_const(a) for a in call.args[1:]) or graph.dtype(call.args[0]) != "int8":
             return None
         scale, zero = (graph.value(a) for a in call.args[1:])
         if zero.any() or (scale.size > 1 and int(call.attrs.axis) not in (-1, 1)):
             return None
-        return call.args[0], np.broadcast_to(scale.reshape(-1).astype(np.float32), graph.shape(expr)[1:])
+        q = constants.known(call.args[0], self.definitions.get)
+        along = np.broadcast_to(scale.reshape(-1).astype(np.float32), graph.shape(expr)[1:])
+        return None if q is None else (call.args[0], q, along)
 
     def unrounded(self, expr: Expr) -> tuple[Expr, Bytes | None]:
         """What was rounded to integers and back, and how; `expr` itself when it was not."""

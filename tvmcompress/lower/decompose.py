@@ -14,7 +14,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmcompress.ir import graph
+from tvmcompress.ir import constants, graph
 from tvmcompress.ir.graph import Expr, Rewriter, op_name
 
 
@@ -48,13 +48,13 @@ def insert_axis(rw: Rewriter, weight: Expr, at: int) -> Expr | None:
     """A weight with one more axis of length one, still constant or a dequantize of a constant."""
     if graph.is_const(weight):
         return graph.const(np.expand_dims(graph.value(weight), at))
-    call = rw.definition(weight)
-    if call is not None and op_name(call) == "relax.dequantize" and graph.is_const(call.args[0]):
-        axis = int(call.attrs.axis) % (len(weight.ty.shape))
-        q = graph.const(np.expand_dims(graph.value(call.args[0]), at))
+    call, dims = rw.definition(weight), graph.shape(weight)
+    dims = (*dims[:at], 1, *dims[at:])
+    if op_name(call) == "relax.dequantize":
+        axis, q = int(call.attrs.axis) % (len(weight.ty.shape)), call.args[0]
+        q = graph.const(graph.value(q).reshape(dims)) if graph.is_const(q) else rw.emit(relax.op.reshape(q, dims))
         return rw.emit(relax.op.dequantize(q, call.args[1], call.args[2], axis + (axis >= at)))
-    dims = graph.shape(weight)
-    return rw.emit(relax.op.reshape(weight, (*dims[:at], 1, *dims[at:])))
+    return rw.emit(relax.op.reshape(weight, dims))
 
 
 def conv1d_transpose(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
@@ -116,6 +116,31 @@ def _phase_taps(k: int, s: int, pad: int) -> tuple[list[list[int | None]], int]:
     return taps, -low
 
 
+def phase_taps(
+    rw: Rewriter, weight: Expr, strides: list[int], padding: list[int], groups: int
+) -> tuple[Expr, tuple[int, int]]:
+    """`phase_weights` of an expression: by NumPy when it is a constant, else, for what is unpacked later, by operators.
+
+    Along each axis the taps, zeros around them, are steps of the stride: step r, phase f is what input -r is times.
+    """
+    if graph.is_const(weight):
+        packed, before = phase_weights(graph.value(weight), strides, padding, groups)
+        return graph.const(packed), before
+    ic, og, kh, kw = graph.shape(weight)
+    (sh, sw), found = strides, [_phase_taps(k, s, pad) for k, s, pad in zip((kh, kw), strides, padding)]
+    width, steps = [0, 0, 0, 0], []
+    for (taps, before), k, s, pad in zip(found, (kh, kw), strides, padding):
+        first = pad - s * (len(taps[0]) - 1 - before)  # the tap of phase 0 at the highest input
+        width += [-first, first + s * len(taps[0]) - k]
+        steps.append(len(taps[0]))
+    e = rw.emit(relax.op.nn.pad(weight, width))
+    e = rw.emit(relax.op.reshape(e, (groups, ic // groups, og, steps[0], sh, steps[1], sw)))
+    e = rw.emit(relax.op.flip(rw.emit(relax.op.flip(e, 3)), 5))
+    e = rw.emit(relax.op.permute_dims(e, (0, 2, 4, 6, 1, 3, 5)))
+    e = rw.emit(relax.op.reshape(e, (groups * og * sh * sw, ic // groups, *steps)))
+    return e, (found[0][1], found[1][1])
+
+
 def conv2d_transpose(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
     return phases(rw, var, expr, graph.shape(var))
 
@@ -128,20 +153,20 @@ def phases(rw: Rewriter, var: graph.Var, expr: Expr, out: tuple[int, ...]) -> Ex
     strides, padding, groups = ints(a.strides), ints(a.padding), int(a.groups)
     weight, scales = expr.args[1], None
     call = rw.definition(weight)
-    if call is not None and op_name(call) == "relax.dequantize" and all(graph.is_const(x) for x in call.args):
+    if op_name(call) == "relax.dequantize" and all(graph.is_const(x) for x in call.args[1:]):
         if np.any(graph.value(call.args[2])):
             return None
         weight, scales = call.args[0], graph.value(call.args[1]).reshape(-1)
         axis = int(call.attrs.axis) % 4
         if scales.size > 1 and (axis != 1 or (groups > 1 and scales.size != graph.shape(weight)[1])):
             return None
-    if not graph.is_const(weight):
+    if constants.known(weight, rw.definition) is None:
         return None
     n, _, h, w = graph.shape(expr.args[0])
     _, oc, oh, ow = out
-    packed, (before_h, before_w) = phase_weights(graph.value(weight), strides, padding, groups)
+    new_weight, (before_h, before_w) = phase_taps(rw, weight, strides, padding, groups)
     sh, sw = strides
-    rh, rw_ = packed.shape[2:]
+    rh, rw_ = graph.shape(new_weight)[2:]
     qh, qw = -(-oh // sh), -(-ow // sw)  # input-sized steps of the result
     after_h, after_w = qh - h + rh - 1 - before_h, qw - w + rw_ - 1 - before_w
     x = expr.args[0]
@@ -150,10 +175,9 @@ def phases(rw: Rewriter, var: graph.Var, expr: Expr, out: tuple[int, ...]) -> Ex
         begin, end = [max(0, -before_h), max(0, -before_w)], [h - max(0, -after_h), w - max(0, -after_w)]
         x = rw.emit(relax.op.strided_slice(x, [2, 3], begin, end))
         pads = [max(0, p) for p in pads]
-    new_weight = graph.const(packed)
     if scales is not None:
         per = np.tile(np.repeat(scales, sh * sw), groups) if scales.size > 1 else scales.reshape(())
-        zero = np.zeros(per.shape, packed.dtype)
+        zero = np.zeros(per.shape, graph.dtype(new_weight))
         new_weight = rw.emit(relax.op.dequantize(new_weight, graph.const(per.astype(np.float32)), graph.const(zero), 0))
     y = rw.emit(relax.op.nn.conv2d(x, new_weight, 1, pads, 1, groups, out_dtype=out_dtype(var, x)), var.name)
     y = rw.emit(relax.op.reshape(y, (n, oc, sh, sw, qh, qw)))

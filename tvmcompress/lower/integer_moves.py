@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from tvm import relax
 
-from tvmcompress.ir import attrs, graph
+from tvmcompress.ir import attrs, constants, graph
 from tvmcompress.ir.graph import Expr, op_name
 from tvmcompress.kernels import quantized
 from tvmcompress.lower.quantized_form import LIMITS, Quantized, byte, make, read
@@ -61,14 +61,22 @@ def move_constant(expr, dims: tuple[int, ...]) -> Expr | None:
 
 
 def move_weights(rw, var, expr):
-    """permute_dims of quantized weights: done at compile time, the axis of the scales moved along."""
+    """permute_dims of quantized weights: done at compile time, the axis of the scales moved along.
+
+    Weights that are stored in fewer bits are permuted when they are unpacked.
+    """
     found = read(rw, expr.args[0])
-    if op_name(expr) != "relax.permute_dims" or found is None or not found.constant or not graph.is_const(found.q):
+    if op_name(expr) != "relax.permute_dims" or found is None or not found.constant:
         return None
     rank = len(found.q.ty.shape)
     axes = [int(x) % rank for x in expr.attrs.axes] if expr.attrs.axes is not None else list(range(rank))[::-1]
     axis = None if found.axis is None else axes.index(found.axis)
-    q = graph.const(np.ascontiguousarray(graph.value(found.q).transpose(axes)))
+    if graph.is_const(found.q):
+        q = graph.const(np.ascontiguousarray(graph.value(found.q).transpose(axes)))
+    elif constants.known(found.q, rw.definition) is not None:
+        q = rw.emit(relax.op.permute_dims(found.q, axes))
+    else:
+        return None
     return make(rw, q, Quantized(q, found.scale, found.zero, axis), var)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from tvm import relax
 
-from tvmcompress.ir import graph
+from tvmcompress.ir import constants, graph
 from tvmcompress.ir.graph import Expr, Rewriter, op_name
 from tvmcompress.kernels import quantized
 from tvmcompress.lower.elementwise import channel_vector
@@ -28,15 +28,18 @@ class Products:
             "relax.astype": self.astype,
         }
 
-    def weights(self, rw: Rewriter, expr: Expr, axis: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Constant weights with their zero point taken off (int8, or int16 if it must be) and scales along `axis`."""
+    def weights(self, rw: Rewriter, expr: Expr, axis: int) -> tuple[Expr, np.ndarray, np.ndarray] | None:
+        """Constant weights with their zero point taken off (int8, or int16 if it must be), and scales along `axis`.
+
+        The weights as an expression, stored as the program stores them where nothing is taken off; and their values.
+        """
         found = read(rw, expr)
-        if found is None or not found.constant or not graph.is_const(found.q) or graph.dtype(found.q) not in BYTES:
+        if found is None or not found.constant or graph.dtype(found.q) not in BYTES:
             return None
-        rank = len(found.q.ty.shape)
-        if found.axis is not None and found.axis != axis % rank:
+        rank, w, z = len(found.q.ty.shape), constants.known(found.q, rw.definition), found.zero
+        if w is None or (found.axis is not None and found.axis != axis % rank):
             return None
-        w, z = graph.value(found.q), found.zero
+        q = found.q
         if np.any(z) or w.dtype == np.uint8:
             form = [1] * rank
             if found.axis is not None:
@@ -44,10 +47,11 @@ class Products:
             w = w.astype(np.int16) - z.reshape(form).astype(np.int16)
             if w.min() >= -128 and w.max() <= 127:
                 w = w.astype(np.int8)
-        return w, np.broadcast_to(found.scale, (w.shape[axis],))
+            q = graph.const(w)
+        return q, w, np.broadcast_to(found.scale, (w.shape[axis],))
 
     def operands(self, rw, expr, axis):
-        """(data, weights, scales) of an integer product, None when it has to stay in float."""
+        """(data, weights, their values, scales) of an integer product, None when it has to stay in float."""
         data = read(rw, expr.args[0])
         if data is None or not data.per_tensor or graph.dtype(data.q) not in BYTES:
             return None
@@ -90,16 +94,14 @@ class Products:
         found = self.operands(rw, expr, 0)
         if found is None:
             return None
-        data, w, scales = found
+        data, q, w, scales = found
         padding, x = [int(p) for p in a.padding], data.q
         if any(padding):
             if not data.constant:
                 return None
             top, left, bottom, right = padding
             x = rw.emit(relax.op.nn.pad(x, [0, 0, top, bottom, left, right, 0, 0], "constant", float(data.zero)))
-        acc = relax.op.nn.conv2d(
-            x, graph.const(w), list(a.strides), 0, list(a.dilation), a.groups, "NHWC", "OIHW", "NHWC", "int32"
-        )
+        acc = relax.op.nn.conv2d(x, q, list(a.strides), 0, list(a.dilation), a.groups, "NHWC", "OIHW", "NHWC", "int32")
         return self.finish(rw, var, acc, data, w.sum((1, 2, 3), dtype=np.int64), scales)
 
     def matmul(self, rw, var, expr):
@@ -108,8 +110,8 @@ class Products:
         found = self.operands(rw, expr, 1)
         if found is None:
             return None
-        data, w, scales = found
-        acc = relax.op.matmul(data.q, graph.const(w), "int32")
+        data, q, w, scales = found
+        acc = relax.op.matmul(data.q, q, "int32")
         return self.finish(rw, var, acc, data, w.sum(0, dtype=np.int64), scales)
 
     # -- constants into the sums -----------------------------------------------------------------------------------

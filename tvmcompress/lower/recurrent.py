@@ -83,9 +83,10 @@ class Roll:
         if cell.integers:
             found = self.matcher.weight_bytes(cell.weight)
             assert found is not None  # else it had not been taken for a cell
-            weight, scale = found
+            stored, values, scale = found
+            weight = self.early(rw, stored)
             blocks = (-1, p.tile.block)
-            start = -cell.integers.zero_of(p.data) * graph.value(weight).sum(0, dtype=np.int64)
+            start = -cell.integers.zero_of(p.data) * values.sum(0, dtype=np.int64)
             real = (np.float64(cell.integers.scale) * scale).astype(np.float32)
             sums = [graph.const(start.astype(np.int32).reshape(blocks)), graph.const(real.reshape(blocks))]
         else:

@@ -102,18 +102,25 @@ def layers(manifest: Mapping[str, Any]) -> list[dict]:
     """The manifest's layers, each with what the passes' notes say of a layer of that name."""
     notes: dict[str, dict] = {}
     for note in manifest["notes"]:
-        name = str(note.get("layer", "")).replace(".", "_")
-        if name:
-            notes[name] = joined(notes.get(name, {}), {k: v for k, v in note.items() if k != "layer"})
+        if name := str(note.get("layer", "")).replace(".", "_"):
+            notes[name] = merged(notes.get(name, {}), {k: v for k, v in note.items() if k != "layer"})
     rows = [{**notes.pop(row["name"].replace(".", "_"), {}), **row} for row in manifest["layers"]]
     rows += [{"name": name, **note} for name, note in notes.items()]
     return [{key: None if is_unbounded(value) else value for key, value in row.items()} for row in rows]
 
 
-def joined(before: dict, note: dict) -> dict:
-    """What several passes say of a layer: the last that compressed it has the word, others add what is not yet said."""
-    acted = [any(row.get(key) for key in ("quantized", "pruned")) for row in (before, note)]
-    return {**note, **before} if acted == [True, False] else {**before, **note}
+def left(note: dict) -> bool:
+    """Whether a pass left the layer as it was."""
+    return bool(note.get("why") or note.get("not_pruned"))
+
+
+def merged(before: dict, note: dict) -> dict:
+    """What passes before said of a layer and what one more says: those that did something to it have the word."""
+    if not before or left(before):
+        return {**before, **note}
+    if left(note):
+        return {**note, **before}
+    return {**before, **note, "pass": ", ".join(filter(None, (before.get("pass"), note.get("pass"))))}
 
 
 def is_unbounded(value: Any) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tvm
 
+from tvmcompress.passes.cluster_weights import ClusterWeights
+from tvmcompress.passes.factorize import Factorize
 from tvmcompress.passes.fold_batch_norm import FoldBatchNorm
 from tvmcompress.passes.fold_constants import FoldConstants
 from tvmcompress.passes.prune_blocks import PruneBlocks
@@ -27,6 +29,8 @@ PASSES: dict[str, type[Pass]] = {
     "prune_blocks": PruneBlocks,
     "prune_channels": PruneChannels,
     "prune_layers": PruneLayers,
+    "factorize": Factorize,
+    "cluster_weights": ClusterWeights,
     "quantize_static": QuantizeStatic,
     "quantize_dynamic": QuantizeDynamic,
     "quantize_weights": QuantizeWeights,

@@ -11,12 +11,12 @@ from tvm import relax
 from tvm.ir import Op
 
 from tvmcompress.ir import evaluate, graph
-from tvmcompress.ir.ops import UNPACK_INT4
+from tvmcompress.ir.ops import HASHED, LOOK_UP, UNPACK_INT4
 from tvmcompress.passes.support.base import Outcome, Pass, option
 from tvmcompress.passes.support.calibration import Calibration
 
 # Evaluating these would turn compressed weights into float32 again.
-COMPRESSED = ("relax.dequantize", UNPACK_INT4)
+COMPRESSED = ("relax.dequantize", UNPACK_INT4, LOOK_UP, HASHED)
 ELEMENT = {"float16": 2, "bfloat16": 2}
 
 

@@ -9,6 +9,7 @@ import tvm
 from tvm import relax
 
 from tvmcompress.ir import graph
+from tvmcompress.ir.ops import HASHED, LOOK_UP
 from tvmcompress.passes.support.layers import Layer, layers, macs, skipped
 
 
@@ -64,22 +65,31 @@ def static(layer: Layer) -> bool:
 
 
 def compressed_tensors(mod: tvm.IRModule) -> set[relax.Var]:
-    """Variables that are a dequantized tensor or a 16-bit constant made wider, directly or moved about."""
+    """Variables that are dequantized, looked up or a 16-bit constant made wider, directly or moved about."""
     found: set[relax.Var] = set()
     for var, expr in graph.definitions(mod).items():
         name = graph.op_name(expr)
         args = expr.args if isinstance(expr, relax.Call) else []
         widened = name == "relax.astype" and graph.is_const(args[0])
         moved = name in ("relax.reshape", "relax.permute_dims", "relax.strided_slice") and args[0] in found
-        if name == "relax.dequantize" or widened or moved:
+        if name in ("relax.dequantize", LOOK_UP, HASHED) or widened or moved:
             found.add(var)
     return found
 
 
 def notes(
-    mod: tvm.IRModule, owner: str, reasons: Mapping[str, str], snr: Mapping[str, float | None] | None = None
+    mod: tvm.IRModule,
+    owner: str,
+    reasons: Mapping[str, str],
+    snr: Mapping[str, float | None] | None = None,
+    *,
+    done: str = "quantized",
+    more: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[dict, ...]:
-    """One row for each layer: pass, layer, kind, macs, quantized, why (empty if quantized) and, if known, snr_db."""
+    """One row for each layer: pass, layer, kind, macs, quantized, why (empty if quantized) and, if known, snr_db.
+
+    `done` is what to say instead of quantized; `more` is added to the rows of the layers that it names.
+    """
     rows = []
     for layer in layers(mod):
         row: dict[str, Any] = {
@@ -87,10 +97,10 @@ def notes(
             "layer": layer.name,
             "kind": layer.kind,
             "macs": macs(layer) if graph.has_static_shape(layer.call) else None,
-            "quantized": layer.name not in reasons,
+            done: layer.name not in reasons,
             "why": reasons.get(layer.name, ""),
         }
         if snr is not None:
             row["snr_db"] = snr.get(layer.name)
-        rows.append(row)
+        rows.append(row | dict((more or {}).get(layer.name, {})))
     return tuple(rows)
