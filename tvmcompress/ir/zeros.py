@@ -8,7 +8,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmcompress.ir import graph, ops
+from tvmcompress.ir import constants, graph, ops
 from tvmcompress.ir.macs import LAYERS
 from tvmcompress.ir.sparsity import Sparsity, matrix_of, sparsity
 
@@ -56,7 +56,8 @@ def stored(expr: relax.Expr, known: Mapping[relax.Var, relax.Expr]) -> np.ndarra
     if name == "relax.dequantize":
         return quantized(call, known)
     if name not in ("relax.permute_dims", "relax.reshape", "relax.astype"):
-        return None
+        value = constants.known(expr, known.get)
+        return None if value is None else value != 0
     inside = stored(call.args[0], known)
     if inside is None or name == "relax.astype":
         return inside

@@ -102,9 +102,9 @@ class Anchors:
 
     def sparse(self, rw, var, x, weight, conv: Conv2d, kinds, fill: int, shape, kind: str):
         """A sparse kernel's call with a result of `shape`, or None."""
-        if not graph.is_const(weight):
+        value = sparse.stored(rw, weight)
+        if value is None:
             return None
-        value = graph.value(weight)
         value = value.T[:, :, None, None] if kind == "matmul" else value
         kernel, self.zeros[var.name] = sparse.kept(value, conv, self.isa, kinds, self.keep, var.name, self.choices)
         if kernel is None:
@@ -216,7 +216,7 @@ class Anchors:
     def sparse_matmul(self, rw, var, x, y, kinds):
         """As a convolution of one row of pixels."""
         *lead, m, k = graph.shape(x)
-        if sum(size != 1 for size in lead) > 1 or not graph.is_const(y):
+        if sum(size != 1 for size in lead) > 1 or sparse.stored(rw, y) is None:
             return None
         conv = Conv2d(int(np.prod(lead)), 1, m, k, graph.shape(y)[1], (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
         image = rw.emit(relax.op.reshape(x, (conv.n, 1, m, k)))

@@ -17,7 +17,7 @@ import numpy as np
 from tvm import relax, te, tirx
 from tvm.tirx import PrimFunc
 
-from tvmcompress.ir import graph
+from tvmcompress.ir import constants, graph, ops
 from tvmcompress.ir.graph import Expr, Rewriter
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import sparse_blocks, sparse_rows, winograd
@@ -27,6 +27,7 @@ from tvmcompress.kernels.sparse import Product, Streams, by_depth, product
 from tvmcompress.kernels.tile import round_up
 
 POLICIES = ("faster", "smaller", "always", "never")
+MOVES = ("relax.reshape", "relax.permute_dims", "relax.strided_slice")
 FEW_ZEROS = 0.95  # of a layer's weights: with more than that it is not sparse
 EFFICIENCY = {"float32": 0.85, "int32": 0.7}  # of the peak, that dense kernels reach
 WINOGRAD = 0.6  # of the time of the other dense kernel
@@ -73,6 +74,16 @@ class Sparse:
         if image.padded(conv):
             x = rw.emit(rw.builder.call_te(lambda data: padded(data, conv, image, fill), x, primfunc_name_hint="pad"))
         return rw.emit(relax.op.reshape(x, (conv.n, math.prod(graph.shape(x)[1:]))))
+
+
+def stored(rw: Rewriter, weight: Expr) -> np.ndarray | None:
+    """The values of weights that are constants, or that share few values, which a package stores as such; else None."""
+    call = rw.definition(weight)
+    while graph.op_name(call) in MOVES:
+        call = rw.definition(call.args[0])
+    if graph.is_const(weight) or graph.op_name(call) in (ops.LOOK_UP, ops.HASHED):
+        return constants.known(weight, rw.definition)
+    return None
 
 
 def padded(x: te.Tensor, conv: Conv2d, image: sparse_blocks.Source, fill: int) -> te.Tensor:
