@@ -193,18 +193,21 @@ def rows(words: Words, vectors: int, step: int, index: str, span: int, more: boo
     """Sums of rows of outputs: for each, weights times vectors of pixels.
 
     `step` weights at a time; offsets are integers of type `index`; rows of sums lie `span` words apart. `more`: they
-    are added to. Arguments: tile, values, offsets, pointers (begin, end, which row), how many rows, sums.
+    are added to. Arguments: tile, values, offsets, counts (of weights of a row, and which row it is), how many rows, where
+    the first weight is, sums; weights are counted in steps.
     """
     name = f"tvmcompress_rows_{words.tag}_{vectors}_{step}_{index}_{span}_{'more' if more else 'first'}"
-    arrays = [f"ptr noalias %{name}" for name in ("tile", "values", "offsets", "pointers")]
-    f = Function(name, [*arrays, "i32 %count", "ptr noalias %sums", END])
+    arrays = [f"ptr noalias %{name}" for name in ("tile", "values", "offsets", "counts")]
+    f = Function(name, [*arrays, "i32 %count", "i32 %first", "ptr noalias %sums", END])
+    first = f.new("zext i32 %first to i64")
     f.add("br label %row")
     f.add("row:")
     f.add("%r = phi i32 [0, %entry], [%r.next, %done]")
-    slot = f.at("%pointers", f.new(f"mul i64 {f.new('zext i32 %r to i64')}, 12"))
-    begin, end, which = (
-        f.new(f"zext i32 {f.new(f'load i32, ptr {f.at(slot, 4 * i)}, align 4')} to i64") for i in range(3)
-    )
+    f.add(f"%begin = phi i64 [{first}, %entry], [%stop, %done]")
+    slot = f.at("%counts", f.new(f"mul i64 {f.new('zext i32 %r to i64')}, 4"))
+    many, which = (f.new(f"zext i16 {f.new(f'load i16, ptr {f.at(slot, 2 * i)}, align 2')} to i64") for i in range(2))
+    f.add(f"%stop = add i64 %begin, {many}")
+    begin, end = "%begin", "%stop"
     out = f.at("%sums", f.new(f"mul i64 {which}, {4 * span}"))
     places = [f.at(out, v * words.bytes) for v in range(vectors)]
     start = [f.new(f"load {words.sums}, ptr {p}, align 4") if more else "zeroinitializer" for p in places]

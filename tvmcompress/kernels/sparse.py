@@ -85,10 +85,11 @@ class Streams:
     values: np.ndarray
     offsets: np.ndarray
     pointers: np.ndarray
+    more: tuple[np.ndarray, ...] = ()
 
     @property
     def arrays(self) -> tuple[np.ndarray, ...]:
-        return self.values, self.offsets, self.pointers
+        return self.values, self.offsets, self.pointers, *self.more
 
 
 def narrow(offsets: np.ndarray) -> np.ndarray:

@@ -185,7 +185,8 @@ def cost(p: Plan, isa: Isa, density: float) -> float:
 def pack(weight: np.ndarray, p: Plan) -> Streams:
     """(O, C, KH, KW) as words that are not zero: chunk by chunk, slice by slice, rows by how many they have.
 
-    `pointers` holds for each such row where it begins, counted in STEPs, where it ends, and which row it is.
+    `pointers` holds for each such row how many STEPs of them it has, and which row it is; behind it comes, for each slice
+    of a chunk, where its first STEP is.
     """
     (dh, dw), (sh, sw) = p.conv.dilation, p.conv.strides
     taps = by_depth(weight, p.product.depth)
@@ -217,9 +218,10 @@ def pack(weight: np.ndarray, p: Plan) -> Streams:
     values = as_read(values, p.product)
     offsets = np.zeros(len(values), np.int64)
     offsets[place] = where[column]
-    pointers = np.stack([(ends - whole) // STEP, ends // STEP, order.reshape(-1)], 1).astype(np.int32)
+    pointers = np.stack([whole // STEP, order.reshape(-1)], 1).astype(np.uint16)
+    firsts = ((ends - whole)[:: p.chunk] // STEP).astype(np.int32)
     words = np.ascontiguousarray(values).view(np.int32 if depth > 1 else values.dtype).reshape(-1)
-    return Streams(words, narrow(offsets), pointers)
+    return Streams(words, narrow(offsets), pointers, (firsts,))
 
 
 def round_up_array(counts: np.ndarray) -> np.ndarray:
@@ -232,7 +234,8 @@ def sparse_rows(
     x: T.Buffer((n, height, wide, channels), data),
     values: T.Buffer((count,), word),
     offsets: T.Buffer((count,), index),
-    pointers: T.Buffer((slots, 3), "int32"),
+    pointers: T.Buffer((slots, 2), "uint16"),
+    firsts: T.Buffer((chunks * slices,), "int32"),
     out: T.Buffer(shape, sums),
 ):
     T.func_attr({{"tirx.noalias": True, "op_pattern": 4}})
@@ -251,7 +254,8 @@ def sparse_rows(
                 vc = T.axis.spatial(chunks, s * (chunks // parts) + c)
                 T.reads(
                     tile[vi, vh, vw, vc // (chunks // parts), 0:length], values[0:count], offsets[0:count],
-                    pointers[vc * (slices * chunk) : vc * (slices * chunk) + slices * chunk, 0:3],
+                    pointers[vc * (slices * chunk) : vc * (slices * chunk) + slices * chunk, 0:2],
+                    firsts[vc * slices : vc * slices + slices],
                 )
                 T.writes(
                     y[vi, vh * rows : vh * rows + rows, vw * columns : vw * columns + columns,
@@ -280,6 +284,7 @@ SLICE = """                {loop}
                         "{name}", T.address_of(tile[vi, vh, vw, vc // (chunks // parts), {number} * slice]),
                         T.address_of(values[0]), T.address_of(offsets[0]),
                         T.address_of(pointers[(vc * slices + {number}) * chunk, 0]), T.Cast("int32", chunk),
+                        firsts[vc * slices + {number}],
                         T.address_of(waiting[0]), T.address_of(waiting[chunk * span - 1]),
                     ))
 """
@@ -296,7 +301,7 @@ RESULT = """                    {loop}
 
 
 def program(p: Plan, streams: Streams, shape: Sequence[int], fill: int = 0) -> PrimFunc:
-    """x (n, h, w, c), values, offsets, pointers; `shape` as in `sparse_blocks`; `fill` is what padding holds."""
+    """x (n, h, w, c), then `Streams.arrays`; `shape` as in `sparse_blocks`; `fill` is what padding holds."""
     conv, product, lanes, words = p.conv, p.product, p.product.lanes, p.product.words
     (oh, ow), index = conv.out, str(streams.offsets.dtype)
     kind, span = "int32" if product.depth > 1 else product.data, p.vectors * lanes
