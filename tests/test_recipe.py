@@ -10,7 +10,7 @@ from tvmcompress.recipe import SHIPPED, Recipe
 
 def test_shipped_recipes():
     assert Recipe.list() == [
-        "bf16", "cluster16", "fp16", "int4-weights", "int8", "int8-dynamic", "int8-weights", "lowrank",
+        "bf16", "cluster16", "deep-compression", "fp16", "int4-weights", "int8", "int8-dynamic", "int8-weights", "lowrank",
     ]  # fmt: skip
     for name in Recipe.list():
         recipe = Recipe.load(name)
