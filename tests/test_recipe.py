@@ -11,7 +11,16 @@ from tvmcompress.recipe import SHIPPED, Recipe
 def test_shipped_recipes():
     integers = ["int4-weights", "int8", "int8-dynamic", "int8-weights"]
     pruned = ["prune50-int8", "prune80-blocks-int8", "prune90"]
-    assert Recipe.list() == ["bf16", "channels50", "cluster16", "fp16", *integers, "lowrank", *pruned]
+    assert Recipe.list() == [
+        "bf16",
+        "channels50",
+        "cluster16",
+        "deep-compression",
+        "fp16",
+        *integers,
+        "lowrank",
+        *pruned,
+    ]
     for name in Recipe.list():
         recipe = Recipe.load(name)
         assert recipe.name == name and recipe.description
