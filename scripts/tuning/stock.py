@@ -55,7 +55,7 @@ def module_of(folder: str, network: str):  # type: ignore[no-untyped-def]
     module, params = relax.frontend.detach_params(module)
     module = relax.get_pipeline("zero")(module)
     weights = module["main"].params[-len(params["main"]) :]
-    return module, {var.name_hint: tensor for var, tensor in zip(weights, params["main"])}
+    return module, {var.name: tensor for var, tensor in zip(weights, params["main"])}
 
 
 def target():  # type: ignore[no-untyped-def]
