@@ -14,7 +14,10 @@ from tvmcompress.compression import host_executor
 from tvmcompress.errors import MissingDependencyError, ModelError, RecipeError, SampleError
 from tvmcompress.ir import evaluate, graph, ops
 from tvmcompress.ir.macs import macs
+from tvmcompress.isa import isa_of
+from tvmcompress.lower.recurrent import roll
 from tvmcompress.passes import PruneChannels, QuantizeWeights
+from tvmcompress.target import Target
 
 nn, op = relax.op.nn, relax.op
 RNG = np.random.default_rng(0)
@@ -411,6 +414,13 @@ def test_groups_that_disagree_want_scipy(monkeypatch):
     with pytest.raises(MissingDependencyError, match="pip install 'tvmcompress"):
         for density in (0.25, 0.5, 0.75):
             halved(density=density)(program((1, 4, 3, 3), layers))
+
+
+def test_steps_of_recurrent_layers_are_still_one_kernel():
+    target = Target.load("native")
+    pruned = halved(round_to=4)(load_proto(networks.recurrent(3, 8, 16)).module).module
+    _, rows = roll(pruned, isa_of(target.to_tvm(), target.l1d, target.l2))
+    assert [row["macs"] for row in rows] == [2 * 8 * 32] * 2  # the first state is zero; 8 of 16 units are left
 
 
 def test_faults():

@@ -17,7 +17,7 @@ from tvmcompress.passes.support.calibration import Calibration
 from tvmcompress.passes.support.channel_choice import Wish, choose
 from tvmcompress.passes.support.channel_cut import cut
 from tvmcompress.passes.support.channel_flow import Flow
-from tvmcompress.passes.support.channel_moments import Moments, observe
+from tvmcompress.passes.support.channel_moments import Moments, Place, observe
 from tvmcompress.passes.support.channel_notes import notes
 from tvmcompress.passes.support.channel_repair import repaired
 from tvmcompress.passes.support.channel_scores import Scores
@@ -33,7 +33,7 @@ class Plan:
 
     module: tvm.IRModule
     flow: Flow
-    moments: Mapping[str, Moments]
+    moments: Mapping[Place, Moments]
     alive: np.ndarray
     more: dict[str, dict]
 
@@ -56,6 +56,7 @@ class PruneChannels(Pass):
       gradient times activation of Molchanov et al. 2017.
 
     repair, from samples: bias gives the layers that read what is gone its mean; least_squares refits their weights too.
+    Channels are rounded up to `round_to`, or what divides a layer in four; heads to the nearest number, one at least.
     Density 0.5 leaves about a quarter of the multiplications between layers that both lose half, half where one does.
     """
 
@@ -63,7 +64,9 @@ class PruneChannels(Pass):
     criterion: str = option("magnitude", "what tells channels apart", choices=("magnitude", "batch_norm", "taylor"))
     scope: str = option("layer", "the share in each layer, or over all of them", choices=("layer", "global"))
     least: float = option(0.1, "share that stays in every layer, where scope is global", low=0, high=1)
-    round_to: int = option(16, "channels that stay are rounded up to a multiple of this", low=1, high=1024)
+    round_to: int = option(
+        16, "channels that stay are rounded up to a multiple of this, in narrow layers of less", low=1, high=1024
+    )
     min_channels: int = option(1, "channels that stay in every layer", low=1)
     heads: bool = option(True, "attention heads may go")
     repair: str = option("none", "what makes up for the loss", choices=("none", "bias", "least_squares"))
@@ -110,17 +113,17 @@ class PruneChannels(Pass):
             if site.layer.name in reasons and site.outputs is not None:
                 flow.groups.tie(site.outputs, reasons[site.layer.name])
 
-    def observe(self, mod: tvm.IRModule, flow: Flow, samples: Calibration | None) -> dict[str, Moments]:
+    def observe(self, mod: tvm.IRModule, flow: Flow, samples: Calibration | None) -> dict[Place, Moments]:
         """The inputs of all layers that may lose some."""
         if not self.needs_samples:
             return {}
         if samples is None:
             what = "criterion 'taylor'" if self.criterion == "taylor" else f"repair '{self.repair}'"
             raise SampleError(f"prune_channels needs samples for its {what}: a few dozen typical inputs of the model")
-        axes = {s.layer.live[0].name: s.input_axis for s in flow.sites if s.inputs is not None and not s.depthwise}
-        return observe(mod, axes, samples, joint=self.repair == "least_squares")
+        places = {site.reads for site in flow.sites if site.inputs is not None and not site.depthwise}
+        return observe(mod, places, samples, joint=self.repair == "least_squares")
 
-    def scores(self, flow: Flow, moments: Mapping[str, Moments]) -> tuple[Scores, dict[str, dict]]:
+    def scores(self, flow: Flow, moments: Mapping[Place, Moments]) -> tuple[Scores, dict[str, dict]]:
         """By channel; and for each layer which criterion spoke, where it is not the one asked for."""
         if self.criterion == "magnitude":
             return np.nan_to_num(channel_scores.magnitude(flow)), {}

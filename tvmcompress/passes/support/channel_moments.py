@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,6 +11,7 @@ import tvm
 
 from tvmcompress.passes.support.calibration import Calibration, extremes, with_outputs
 
+Place = tuple[str, int]  # a tensor's name, and an axis
 MOST = 2048  # channels whose covariance is kept: 32 MB
 ROWS = 1 << 14  # positions of a sample that a covariance is taken from
 
@@ -57,16 +58,18 @@ class Moments:
         return self.products / self.rows - np.outer(mean, mean)
 
 
-def observe(mod: tvm.IRModule, axes: Mapping[str, int], samples: Calibration, joint: bool) -> dict[str, Moments]:
-    """The moments of each tensor named in `axes` along its axis. Raises SampleError for NaN or infinity."""
-    found = {name: Moments(axis, joint) for name, axis in axes.items()}
+def observe(mod: tvm.IRModule, wanted: Collection[Place], samples: Calibration, joint: bool) -> dict[Place, Moments]:
+    """The moments of tensors, each along an axis. Raises SampleError for NaN or infinity."""
+    found = {(name, axis): Moments(axis, joint) for name, axis in wanted}
     if not found:
         return found
-    run = samples.executor(with_outputs(mod, list(found)))
+    names = sorted({name for name, _ in found})
+    run = samples.executor(with_outputs(mod, names))
     for number, sample in enumerate(samples.stream("measuring channels")):
-        for (name, moments), array in zip(found.items(), run(sample)):
-            extremes(array, name, number)
-            moments.add(array)
+        arrays = dict(zip(names, run(sample)))
+        for (name, _), moments in found.items():
+            extremes(arrays[name], name, number)
+            moments.add(arrays[name])
     del run
     gc.collect()  # a virtual machine refers to itself, and it holds all weights
     return found

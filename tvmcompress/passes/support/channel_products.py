@@ -36,6 +36,11 @@ class Site:
             return self.layer.input_axis
         return -1 if self.layer.weight == 1 else -2
 
+    @property
+    def reads(self) -> tuple[str, int]:
+        """The live operand's name, and that axis."""
+        return self.layer.live[0].name, self.input_axis
+
 
 def convolution(flow: Flow, var: relax.Var, call: relax.Call) -> Labels:
     layer = layer_of(var, call)

@@ -20,7 +20,7 @@ from tvm import relax
 
 from tvmcompress.ir import graph
 from tvmcompress.passes.support.channel_flow import Flow
-from tvmcompress.passes.support.channel_moments import Moments
+from tvmcompress.passes.support.channel_moments import Moments, Place
 from tvmcompress.passes.support.channel_products import Site
 from tvmcompress.passes.support.channel_weights import by_channels, in_layout
 from tvmcompress.passes.support.layers import Layer
@@ -35,7 +35,7 @@ class Change:
 
 
 def repaired(
-    mod: tvm.IRModule, flow: Flow, alive: np.ndarray, moments: Mapping[str, Moments]
+    mod: tvm.IRModule, flow: Flow, alive: np.ndarray, moments: Mapping[Place, Moments]
 ) -> tuple[tvm.IRModule, dict[str, str]]:
     """`mod` with the repair in its weights and biases, channels still all there; and what was not repaired, and why."""
     shared = Counter(site.layer.call.args[site.layer.weight] for site in flow.sites)
@@ -46,7 +46,7 @@ def repaired(
         if shared[site.layer.call.args[site.layer.weight]] > 1:
             reasons[site.layer.name] = "not repaired: several layers share its weights"
             continue
-        changes[site.layer.var] = change(site, alive, moments[site.layer.live[0].name])
+        changes[site.layer.var] = change(site, alive, moments[site.reads])
     biases = existing_biases(mod, changes)
 
     def visit(rewriter: graph.Rewriter, var: relax.Var, expr: graph.Expr) -> graph.Expr | None:

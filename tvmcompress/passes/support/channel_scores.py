@@ -9,7 +9,7 @@ import numpy as np
 from tvmcompress.ir import graph
 from tvmcompress.passes.support.channel_flow import Flow
 from tvmcompress.passes.support.channel_groups import Ids
-from tvmcompress.passes.support.channel_moments import Moments
+from tvmcompress.passes.support.channel_moments import Moments, Place
 from tvmcompress.passes.support.channel_products import Site
 from tvmcompress.passes.support.channel_weights import by_channels
 
@@ -54,11 +54,11 @@ def batch_norm(flow: Flow) -> Scores:
     return tally.scores()
 
 
-def contribution(flow: Flow, moments: Mapping[str, Moments]) -> Scores:
+def contribution(flow: Flow, moments: Mapping[Place, Moments]) -> Scores:
     """What the layers that read a channel make of it: ||W[:, c]||^2 E[x_c^2]."""
     tally = Tally(flow)
     for site, parts in squares(flow):
-        seen = moments.get(site.layer.live[0].name)
+        seen = moments.get(site.reads)
         if seen is not None and not site.depthwise:
             tally.add(site.inputs, parts.sum((1, 3)).reshape(-1) * seen.square)
     return tally.scores()
