@@ -193,8 +193,8 @@ def rows(words: Words, vectors: int, step: int, index: str, span: int, more: boo
     """Sums of rows of outputs: for each, weights times vectors of pixels.
 
     `step` weights at a time; offsets are integers of type `index`; rows of sums lie `span` words apart. `more`: they
-    are added to. Arguments: tile, values, offsets, counts (of weights of a row, and which row it is), how many rows, where
-    the first weight is, sums; weights are counted in steps.
+    are added to. Arguments: tile, values, offsets, counts (of weights of a row, and which row it is), how many rows,
+    where the first weight is, sums; weights are counted in steps.
     """
     name = f"tvmcompress_rows_{words.tag}_{vectors}_{step}_{index}_{span}_{'more' if more else 'first'}"
     arrays = [f"ptr noalias %{name}" for name in ("tile", "values", "offsets", "counts")]

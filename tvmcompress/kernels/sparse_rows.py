@@ -185,8 +185,8 @@ def cost(p: Plan, isa: Isa, density: float) -> float:
 def pack(weight: np.ndarray, p: Plan) -> Streams:
     """(O, C, KH, KW) as words that are not zero: chunk by chunk, slice by slice, rows by how many they have.
 
-    `pointers` holds for each such row how many STEPs of them it has, and which row it is; behind it comes, for each slice
-    of a chunk, where its first STEP is.
+    `pointers` holds for each such row how many STEPs of them it has, and which row it is; behind it comes, for each
+    slice of a chunk, where its first STEP is.
     """
     (dh, dw), (sh, sw) = p.conv.dilation, p.conv.strides
     taps = by_depth(weight, p.product.depth)
