@@ -20,7 +20,7 @@ from tvmcompress.passes.support.masks import GreatestBlocks, Pattern
 LAZY = 128  # columns after which the rest of the matrix is brought up to date
 SMALL = 64  # rows of a triangle that NumPy inverts
 STEPS = 20  # of conjugate gradients
-ENOUGH = 1e-8  # squared residual, relative to the first, at which they end
+ENOUGH = 1e-12  # squared residual of a row, relative to its first, at which they end
 
 Choose = Callable[[int, int, np.ndarray], np.ndarray]  # (first column, last, scores) to a mask
 
