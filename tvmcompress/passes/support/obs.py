@@ -20,7 +20,7 @@ from tvmcompress.passes.support.masks import GreatestBlocks, Pattern
 LAZY = 128  # columns after which the rest of the matrix is brought up to date
 SMALL = 64  # rows of a triangle that NumPy inverts
 STEPS = 20  # of conjugate gradients
-ENOUGH = 1e-8  # squared residual, relative to the first, at which they end
+ENOUGH = 1e-12  # squared residual of a row, relative to its first, at which they end
 
 Choose = Callable[[int, int, np.ndarray], np.ndarray]  # (first column, last, scores) to a mask
 
@@ -112,19 +112,20 @@ def chunks(edges: list[int], width: int) -> list[tuple[int, int]]:
 def refine(weights: np.ndarray, start: np.ndarray, mask: np.ndarray, hessian: np.ndarray) -> np.ndarray:
     """From `start` towards the least loss of all matrices that are zero outside `mask`; rows are independent."""
     found = start.copy()
-    diagonal, single = np.diag(hessian), hessian.astype(np.float32)  # single is exact enough for a direction's image
+    diagonal, least = np.diag(hessian), np.finfo(np.float64).tiny
     residual = ((weights - found) @ hessian) * mask
     direction = residual / diagonal
     norm = (residual * direction).sum(axis=1, keepdims=True)
-    enough = max(float(norm.max(initial=0)) * ENOUGH, np.finfo(np.float64).tiny)
+    enough = np.maximum(norm * ENOUGH, least)
     for _ in range(STEPS):
-        if norm.max(initial=0) <= enough:
+        going = norm > enough  # a row that is there stays: steps of nothing but rounding errors lead away
+        if not going.any():
             break
-        image = (direction.astype(np.float32) @ single) * mask
-        step = norm / np.maximum((direction * image).sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+        image = (direction @ hessian) * mask
+        step = np.where(going, norm / np.maximum((direction * image).sum(axis=1, keepdims=True), least), 0)
         found += step * direction
         residual -= step * image
         ahead = residual / diagonal
-        before, norm = norm, (residual * ahead).sum(axis=1, keepdims=True)
-        direction = ahead + norm / np.maximum(before, np.finfo(np.float64).tiny) * direction
+        before, norm = norm, np.where(going, (residual * ahead).sum(axis=1, keepdims=True), 0)
+        direction = ahead + norm / np.maximum(before, least) * direction
     return found
