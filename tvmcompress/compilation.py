@@ -118,10 +118,12 @@ def linked(
 def guarded(made: Build, make: Callable[[Keep], Build], inputs: list[np.ndarray]) -> Build:
     """`made`, or where that is faster here a build with fewer sparse kernels: those that promise most, or none.
 
-    Nothing is timed where all of them promise much. What is timed is noted in the rows of the layers.
+    Nothing is timed where together they promise much. What is timed is noted in the rows of the layers.
     """
-    sparse = {row["name"]: row["sparse"] for row in made.lowered.layers if row.get("sparse", {}).get("kept")}
-    if all(row["estimate"] < twins.SURE for row in sparse.values()):
+    rows = [row for row in made.lowered.layers if row.get("sparse", {}).get("kept")]
+    sparse = {row["name"]: row["sparse"] for row in rows}
+    work = sum(row["macs"] for row in rows)
+    if sum(row["macs"] * row["sparse"]["estimate"] for row in rows) <= twins.SURE * work:
         return made
     twin = make(Keep("never"))
     if (ratio := twins.ratio(made, twin, inputs)) < twins.WON:

@@ -45,6 +45,7 @@ from tvmcompress.kernels.tile import broadcast_from, round_up, whole_vectors
 NAME = "sparse_rows"
 CHUNKS = (64, 32, 16)  # outputs, whose sums wait in the cache to be transposed
 LATENCY = 4  # cycles of a multiply-add
+MISSED = 20  # cycles of a branch that was not foreseen
 MOVED = 0.35  # cycles for a word that is transposed
 STEP = 2  # weights of a row come in multiples of it: a loop of so many has half the branches
 
@@ -148,8 +149,15 @@ def tiles(conv: Conv2d, isa: Isa, product: Product) -> list[Tile]:
         shapes.add((1, min(count * isa.lanes, ow)))
     slices = sorted({steps, *(s for s in (16, 32, 64, 128, 256) if s < steps)})
     chunks = sorted({min(chunk, round_up(conv.oc, isa.lanes)) for chunk in CHUNKS})
-    pieces = [p for p in (1, 2, 4, 8) if p == 1 or (p * chunks[0] <= conv.oc and p <= 4 * isa.cores)]
-    made = [Tile(r, c, s, o, p) for r, c in sorted(shapes) for s in slices for o in chunks for p in pieces]
+    made = [
+        Tile(rows, columns, part, chunk, parts)
+        for rows, columns in sorted(shapes)
+        for part in slices
+        for chunk in chunks
+        for parts in (1, 2, 4, 8)
+        # Outputs are divided only as far as pixels alone make too few tasks.
+        if parts == 1 or (parts * chunk <= conv.oc and parts * conv.n * (oh // rows) * (ow // columns) < 8 * isa.cores)
+    ]
     return [t for t in made if Plan(product, t, conv).vectors <= isa.registers - 3 and in_reach(Plan(product, t, conv))]
 
 
@@ -162,8 +170,9 @@ def cost(p: Plan, isa: Isa, density: float) -> float:
     """Estimated cycles of the slowest thread.
 
     A weight takes `vectors` loads, each with a multiply-add, and one more, at least the time of a multiply-add; a load
-    takes a cycle from the first-level cache, where the slice and the sums that wait have to lie, else two, or four from
-    beyond the second. A row of a slice costs a branch that was not foreseen at times, and moves its sums.
+    takes a cycle from the first-level cache, where the slice and the sums that wait have to lie, else two, or four
+    from beyond the second. A row of a slice moves its sums; where it has another number of weights than the row before, a branch
+    is not foreseen.
     """
     conv, tile, lanes = p.conv, p.tile, p.product.lanes
     oh, ow = conv.out
@@ -174,7 +183,8 @@ def cost(p: Plan, isa: Isa, density: float) -> float:
     near = (min(tile.slice, p.steps) * p.plane + p.chunk * p.vectors * lanes / 2) * 4 <= isa.l1d
     load = 1.0 if near else 4.0 if p.steps * p.plane * 4 > isa.l2 * 3 // 4 else 2.0
     shifted = 1 + 0.5 * (1 - 1 / conv.kernel[1])  # loads that reach into the next line of the cache
-    row = (weights + STEP / 4) * max(p.vectors * load * shifted + 1, LATENCY) + 10
+    lengths = min(p.chunk, 1 + 5 * math.sqrt(weights * (1 - density)) / STEP)  # that differ in a chunk, about
+    row = (weights + STEP / 4) * max(p.vectors * load * shifted + 1, LATENCY) + MISSED * lengths / p.chunk + 4
     row += p.vectors * (1 if p.slices == 1 else 2)
     copied = p.steps * p.lines * len(p.phases) * round_up(p.line, lanes)
     written = rows * tile.rows * round_up(tile.columns, lanes)
