@@ -171,8 +171,8 @@ def cost(p: Plan, isa: Isa, density: float) -> float:
 
     A weight takes `vectors` loads, each with a multiply-add, and one more, at least the time of a multiply-add; a load
     takes a cycle from the first-level cache, where the slice and the sums that wait have to lie, else two, or four
-    from beyond the second. A row of a slice moves its sums; where it has another number of weights than the row before, a branch
-    is not foreseen.
+    from beyond the second. A row of a slice moves its sums; where it has another number of weights than the row before,
+    a branch is not foreseen.
     """
     conv, tile, lanes = p.conv, p.tile, p.product.lanes
     oh, ow = conv.out
