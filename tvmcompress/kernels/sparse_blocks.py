@@ -39,6 +39,7 @@ from tvmcompress.kernels.sparse import (
 from tvmcompress.kernels.tile import broadcast_from, round_up, straight, whole_vectors
 
 NAME = "sparse_blocks"
+COPY, COPIED = 4000, 3  # cycles of a pass over an image, and of each of its vectors
 LATENCY = 8  # multiply-adds in flight that keep two ports busy
 
 
@@ -80,15 +81,15 @@ def source(conv: Conv2d, p: Plan) -> Source:
     return Source(max(rows, conv.h), max(columns, conv.w))
 
 
-def plan(conv: Conv2d, isa: Isa, product: Product, vectors: int, choices: Choices = untuned) -> Plan:
-    """`vectors`: of a panel, as the blocks of the weights are."""
+def plan(conv: Conv2d, isa: Isa, product: Product, vectors: int, density: float, choices: Choices = untuned) -> Plan:
+    """`vectors`: of a panel, as the blocks of the weights are, of which the share `density` is not zero."""
     oh, ow = conv.out
     found = []
     for rows in range(1, min(oh, 8) + 1):
         for columns in [ow] if rows > 1 else range(1, min(ow, isa.registers) + 1):
             if (rows * columns + 1) * vectors + 1 <= isa.registers:
                 p = Plan(product, rows, columns, vectors)
-                found.append((cost(conv, p, isa, 1.0), rows, columns))
+                found.append((cost(conv, p, isa, density), rows, columns))
     tiles = [(rows, columns) for _, rows, columns in sorted(found)]
     rows, columns = choices(name_of(conv, product, vectors))("tile", tiles)
     return Plan(product, rows, columns, vectors)
@@ -107,7 +108,7 @@ def cost(conv: Conv2d, p: Plan, isa: Isa, density: float) -> float:
     tasks = conv.n * math.ceil(oh / p.rows) * math.ceil(ow / p.columns) * p.panels(conv)
     each = blocks * block + 10 + pixels * p.vectors
     image = source(conv, p)
-    copied = image.rows * image.columns * conv.c / p.product.lanes if image.padded(conv) else 0
+    copied = COPY + COPIED * image.rows * image.columns * conv.c / p.product.lanes if image.padded(conv) else 0
     return (tasks * each + conv.n * copied) / min(isa.cores, tasks)
 
 

@@ -101,8 +101,8 @@ def candidates(weight: np.ndarray, conv: Conv2d, isa: Isa, how: Product, choices
     """Kernels for weights (O, C, KH, KW), the fastest first."""
     found = []
     for vectors in (1, 2):
-        p = sparse_blocks.plan(conv, isa, how, vectors, choices)
-        density = of_blocks(weight, p.width, how.depth)
+        density = of_blocks(weight, vectors * how.lanes, how.depth)
+        p = sparse_blocks.plan(conv, isa, how, vectors, density, choices)
         cycles = sparse_blocks.cost(conv, p, isa, density)
         found.append(Sparse(f"{p.width}x{how.depth} blocks", p, density, cycles))
     if not how.words.narrow:
