@@ -92,6 +92,12 @@ class Streams:
         return self.values, self.offsets, self.pointers, *self.more
 
 
+def coarse(count: int) -> int:
+    """`count` or up to 3% more: layers of one shape that have about as many weights then share a kernel."""
+    step = 1 << max(count.bit_length() - 6, 0)
+    return -(-count // step) * step
+
+
 def narrow(offsets: np.ndarray) -> np.ndarray:
     """In two bytes where that is enough; never empty, since no tensor is."""
     offsets = offsets if len(offsets) else np.zeros(1, np.int64)

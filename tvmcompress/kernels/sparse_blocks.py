@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import tvm
@@ -32,6 +33,7 @@ from tvmcompress.kernels.sparse import (
     attributes,
     by_depth,
     called,
+    coarse,
     narrow,
     result_axes,
     wide,
@@ -128,12 +130,13 @@ def pack(weight: np.ndarray, conv: Conv2d, p: Plan) -> Streams:
     row = source(conv, p).columns * steps * depth
     where = np.arange(kh)[:, None, None] * dh * row + np.arange(kw)[:, None] * dw * steps * depth
     where = (where + np.arange(steps) * depth).reshape(-1)
-    values = taps.transpose(0, 2, 1, 3)[panel, at].reshape(len(at), p.width * depth)
-    if not len(at):
-        values = np.zeros((1, p.width * depth), weight.dtype)
+    values = np.zeros((coarse(max(len(at), 1)), p.width * depth), weight.dtype)
+    values[: len(at)] = taps.transpose(0, 2, 1, 3)[panel, at].reshape(len(at), p.width * depth)
+    offsets = np.zeros(len(values), np.int64)
+    offsets[: len(at)] = where[at]
     pointers = np.concatenate([[0], np.cumsum(there.sum(1))]).astype(np.int32)
     values = np.ascontiguousarray(values)
-    return Streams(as_read(values, product), narrow(where[at]), pointers)
+    return Streams(as_read(values, product), narrow(offsets), pointers)
 
 
 PROGRAM = """
@@ -171,16 +174,23 @@ def sparse_blocks(
 
 
 def program(conv: Conv2d, p: Plan, streams: Streams, shape: Sequence[int]) -> PrimFunc:
+    """See `written`."""
+    values = streams.values
+    return written(conv, p, len(values), str(values.dtype), str(streams.offsets.dtype), tuple(shape))
+
+
+@lru_cache(256)
+def written(conv: Conv2d, p: Plan, count: int, weight: str, index: str, shape: tuple[int, ...]) -> PrimFunc:
     """x (n, elements of an image), values, offsets, pointers; `shape` is that of the result: (n, oh, ow, oc), or of a
     matrix product (…, ow, oc) with at most one axis before that is not 1."""
     product, (oh, ow), (sh, sw), image = p.product, conv.out, conv.strides, source(conv, p)
-    channels, index = round_up(conv.c, product.depth), str(streams.offsets.dtype)
+    channels = round_up(conv.c, product.depth)
     down, right, size = sh * image.columns * channels, sw * channels, product.bytes // product.depth
     pixels = [(r, q) for r in range(p.rows) for q in range(p.columns)]
     function = code.blocks(product.words, pixels, p.vectors, right * size, down * size, BITS[index], size)
     names = {
         "T": T, "n": conv.n, "length": image.rows * image.columns * channels, "data": product.data,
-        "count": len(streams.values), "width": p.width, "depth": product.depth, "weight": str(streams.values.dtype),
+        "count": count, "width": p.width, "depth": product.depth, "weight": weight,
         "index": index, "panels": p.panels(conv), "shape": [*shape], "sums": product.sums,
         "heights": -(-oh // p.rows), "widths": -(-ow // p.columns), "rows": p.rows, "columns": p.columns,
         "down": down, "right": right, "name": function.name, "call": called,

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import tvm
@@ -36,6 +37,7 @@ from tvmcompress.kernels.sparse import (
     attributes,
     by_depth,
     called,
+    coarse,
     narrow,
     result_axes,
     wide,
@@ -223,7 +225,7 @@ def pack(weight: np.ndarray, p: Plan) -> Streams:
     flat = group * p.chunk + row
     rank = np.arange(len(flat)) - np.concatenate([[0], np.cumsum(there.sum(-1).reshape(-1))])[flat]
     place = (ends - whole)[flat] + rank
-    values = np.zeros((max(int(ends[-1]), STEP), depth), weight.dtype)
+    values = np.zeros((coarse(max(int(ends[-1]), STEP)), depth), weight.dtype)
     values[place] = taps[group, row, column]
     values = as_read(values, p.product)
     offsets = np.zeros(len(values), np.int64)
@@ -311,9 +313,16 @@ RESULT = """                    {loop}
 
 
 def program(p: Plan, streams: Streams, shape: Sequence[int], fill: int = 0) -> PrimFunc:
+    """See `written`."""
+    values = streams.values
+    return written(p, len(values), str(values.dtype), str(streams.offsets.dtype), tuple(shape), fill)
+
+
+@lru_cache(256)
+def written(p: Plan, count: int, word: str, index: str, shape: tuple[int, ...], fill: int) -> PrimFunc:
     """x (n, h, w, c), then `Streams.arrays`; `shape` as in `sparse_blocks`; `fill` is what padding holds."""
     conv, product, lanes, words = p.conv, p.product, p.product.lanes, p.product.words
-    (oh, ow), index = conv.out, str(streams.offsets.dtype)
+    oh, ow = conv.out
     kind, span = "int32" if product.depth > 1 else product.data, p.vectors * lanes
     pixel = round_up(conv.c, product.depth) // product.depth * 4
     copied = code.copy(words, pixel, conv.strides[1], p.plane, p.steps // lanes, p.steps % lanes)
@@ -323,8 +332,8 @@ def program(p: Plan, streams: Streams, shape: Sequence[int], fill: int = 0) -> P
     functions = [copied, first, *([more] if p.slices > 1 else []), *stored]
     names = {
         "T": T, "n": conv.n, "height": conv.h, "wide": conv.w, "channels": round_up(conv.c, product.depth),
-        "data": product.data, "count": len(streams.values), "word": str(streams.values.dtype), "kind": kind,
-        "index": index, "slots": len(streams.pointers), "shape": [*shape], "sums": product.sums,
+        "data": product.data, "count": count, "word": word, "kind": kind,
+        "index": index, "slots": p.chunks * p.chunk * p.slices, "shape": [*shape], "sums": product.sums,
         "heights": -(-oh // p.tile.rows), "widths": -(-ow // p.tile.columns), "rows": p.tile.rows,
         "columns": p.tile.columns, "parts": p.tile.parts, "length": p.length, "chunks": p.chunks, "chunk": p.chunk,
         "slices": p.slices, "slice": p.tile.slice * p.plane, "span": span, "lanes": lanes, "lines": p.lines,

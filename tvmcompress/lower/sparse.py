@@ -118,7 +118,7 @@ def of_blocks(weight: np.ndarray, outputs: int, depth: int) -> float:
     taps = by_depth(weight, depth)
     taps = np.pad(taps, ((0, -len(taps) % outputs), *((0, 0),) * 4))
     blocks = taps.reshape(-1, outputs, *taps.shape[1:]).any((1, 5))
-    return float(blocks.mean())
+    return max(round(float(blocks.mean()), 2), 0.01)  # layers of about one density share plans, and so kernels
 
 
 def dense_cycles(conv: Conv2d, isa: Isa, how: Product, choices: Choices) -> float:
