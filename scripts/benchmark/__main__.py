@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--kernels", action="store_true", help="only single convolutions")
     made.add_argument("--compressed", action="store_true", help="only recipes side by side")
     made.add_argument("--recipes", default=compressed.RECIPES, help="with --compressed")
+    made.add_argument("--ours", action="store_true", help="with --compressed: without the other runtimes")
     made.add_argument("--seconds", type=float, default=8.0, help="of timing for each network")
     made.add_argument("--stock", default="resnet18,mobilenet_v2", help="networks also compiled by TVM's default")
     made.add_argument("--memory", action="store_true", help="also peak memory of compiling")
@@ -56,7 +57,8 @@ def measure(options: argparse.Namespace) -> dict:
         if options.compressed:
             result["compressed"] = []
             for name in (options.networks or compressed.NETWORKS).split(","):
-                row = compressed.measure(name, Path(folder), options.seconds, options.recipes.split(","))
+                recipes, peers = options.recipes.split(","), not options.ours
+                row = compressed.measure(name, Path(folder), options.seconds, recipes, peers)
                 print(compressed.one(row), file=sys.stderr, flush=True)
                 result["compressed"].append(row)
             return result

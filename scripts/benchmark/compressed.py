@@ -31,8 +31,11 @@ def recipe(name: str) -> tc.Recipe:
     return tc.Recipe.from_toml(OWN[name], name) if name in OWN else tc.Recipe.load(name)
 
 
-def measure(name: str, folder: Path, seconds: float, recipes: list[str]) -> dict:
-    """A row of JSON values: for each recipe ms, bytes, seconds to compile, error, and what became of its layers."""
+def measure(name: str, folder: Path, seconds: float, recipes: list[str], peers: bool = True) -> dict:
+    """A row of JSON values: for each recipe ms, bytes, seconds to compile, error, and what became of its layers.
+
+    Without `peers` nothing but our own packages is raced.
+    """
     proto, path, threads = network(name), folder / f"{name}.onnx", cpu.usable()
     onnx.save(proto, path)
     model = tc.load(path)
@@ -52,6 +55,9 @@ def measure(name: str, folder: Path, seconds: float, recipes: list[str]) -> dict
             "sparse": sum(zero["kept"] for zero in zeros), "with_zeros": len(zeros),
         }  # fmt: skip
         orders[key] = {"kind": "package", "path": str(saved), "threads": threads}
+    if not peers:
+        row["ms"] = race_all(orders, fresh, seconds, None)
+        return row
     orders["onnxruntime float32"] = {"kind": "onnx", "path": str(path), "threads": threads}
     quantized = quantized_by_openvino(path, calibration, folder)
     for key, file, precision in (("float32", path, "f32"), ("default", path, ""), ("int8", quantized, "")):
@@ -67,20 +73,20 @@ def table(result: dict) -> str:
 
 def one(row: dict) -> str:
     ms = {key: value["median"] for key, value in row["ms"].items()}
-    best = min(ms["onnxruntime float32"], ms["openvino float32"])
-    peers = ", ".join(f"{peer} {ms[peer]:.3g} ms" for peer in PEERS)
+    floats = [ms[peer] for peer in PEERS[:2] if peer in ms]
+    told = "".join(f"; {peer} {ms[peer]:.3g} ms" for peer in PEERS if peer in ms)
     lines = [
-        f"**{row['name']}** ({row['onnx'] / 1e6:.1f} MB as ONNX; {peers})", "",
+        f"**{row['name']}** ({row['onnx'] / 1e6:.1f} MB as ONNX{told})", "",
         "| recipe | size | ms | faster than the best float32 peer | than OpenVINO's default | than OpenVINO int8 "
         "| than ours uncompressed | SNR | sparse kernels | compile |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]  # fmt: skip
     for key, found in row["recipes"].items():
         time, spread = ms[key], rel_spread(row["ms"][key])
-        against = [best, ms["openvino default"], ms["openvino int8"], ms[FLOAT]]
+        against = [min(floats, default=None), ms.get("openvino default"), ms.get("openvino int8"), ms[FLOAT]]
         cells = [
             key, f"{found['bytes'] / row['onnx']:.3f}", f"{time:.3g} ±{spread:.0%}",
-            *(f"{other / time:.2f} times" for other in against),
+            *(f"{other / time:.2f} times" if other else "" for other in against),
             "" if key == FLOAT else f"{found['snr_db']:.1f} dB",
             f"{found['sparse']} of {found['with_zeros']}" if found["with_zeros"] else "", f"{found['compile_s']:.0f} s",
         ]  # fmt: skip
