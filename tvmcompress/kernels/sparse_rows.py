@@ -133,11 +133,14 @@ def name_of(conv: Conv2d, product: Product) -> str:
     return f"sparse {key(conv, product.data)}"
 
 
-def plan(conv: Conv2d, isa: Isa, product: Product, density: float, choices: Choices = untuned) -> Plan:
+def plan(conv: Conv2d, isa: Isa, product: Product, density: float, choices: Choices = untuned) -> Plan | None:
+    """None where windows are so large that no tile is in reach."""
     found = [
         (cost(Plan(product, tile, conv), isa, density), number, tile)
         for number, tile in enumerate(tiles(conv, isa, product))
     ]
+    if not found:
+        return None
     found.sort()
     return Plan(product, choices(name_of(conv, product))("tile", [tile for _, _, tile in found]), conv)
 

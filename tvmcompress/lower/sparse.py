@@ -107,9 +107,9 @@ def candidates(weight: np.ndarray, conv: Conv2d, isa: Isa, how: Product, choices
         found.append(Sparse(f"{p.width}x{how.depth} blocks", p, density, cycles))
     if not how.words.narrow:
         density = of_blocks(weight, 1, how.depth)
-        rows = sparse_rows.plan(conv, isa, how, density, choices)
-        text = f"rows of 1x{how.depth}" if how.depth > 1 else "rows"
-        found.append(Sparse(text, rows, density, sparse_rows.cost(rows, isa, density)))
+        if (rows := sparse_rows.plan(conv, isa, how, density, choices)) is not None:
+            text = f"rows of 1x{how.depth}" if how.depth > 1 else "rows"
+            found.append(Sparse(text, rows, density, sparse_rows.cost(rows, isa, density)))
     return sorted(found, key=lambda one: one.cycles)
 
 

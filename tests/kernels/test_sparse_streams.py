@@ -1,0 +1,145 @@
+"""Weights with zeros as lists: from what `pack` writes, read as its docstring says, the dense weights come back."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tvmcompress.isa import BF16_BITS, Isa, isa_of
+from tvmcompress.kernels import sparse_blocks, sparse_rows
+from tvmcompress.kernels.conv2d import Conv2d
+from tvmcompress.kernels.sparse import Streams, narrow, product
+from tvmcompress.target import Target
+
+TARGETS = ("icelake-server", "x86-64-v4", "x86-64-v3", "x86-64-v2", "rpi5", "rpi4", "generic-armv7", "neoverse-v1")
+KINDS = (("float32", "float32"), ("uint8", "int8"), ("int8", "int8"), ("bfloat16", "bfloat16"))
+
+
+def isa_named(name: str) -> Isa:
+    target = Target.load(name)
+    return isa_of(target.to_tvm(), target.l1d, target.l2)
+
+
+ISAS = {name: isa_named(name) for name in TARGETS}
+
+
+@st.composite
+def layers(draw) -> tuple[Conv2d, np.ndarray]:
+    """A convolution and its weights (O, C, KH, KW): whole numbers, which every dtype holds."""
+    number = lambda most: draw(st.integers(1, most))  # noqa: E731
+    kernel, strides, dilation = ((number(most), number(most)) for most in (4, 3, 3))
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation)]
+    h, w = reach[0] + number(9) - 1, reach[1] + number(20) - 1
+    padding = draw(st.sampled_from([(0, 0, 0, 0), (1, 1, 1, 1), (0, 2, 1, 0)]))
+    conv = Conv2d(number(2), h, w, number(40), number(70), kernel, strides, padding, dilation)
+    density = draw(st.sampled_from([0.0, 0.01, 0.1, 0.5, 0.9, 1.0]))
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
+    weight = rng.integers(1, 100, (conv.oc, conv.c, *kernel)) * rng.choice([-1, 1], (conv.oc, conv.c, *kernel))
+    return conv, weight * (rng.random(weight.shape) < density)
+
+
+def stored(weight: np.ndarray, kind: str) -> np.ndarray:
+    return weight.astype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
+
+
+def words(streams: Streams, p, count: int) -> np.ndarray:
+    """Values as whole numbers, `count` of them for each offset."""
+    dtype = {BF16_BITS: ml_dtypes.bfloat16, "float32": np.float32}.get(p.product.data, np.dtype(p.product.weight))
+    return streams.values.view(dtype).reshape(-1, count).astype(np.int64)
+
+
+def from_blocks(streams: Streams, conv: Conv2d, p: sparse_blocks.Plan) -> np.ndarray:
+    """(O, C, KH, KW): an offset is a place in the padded image, as the first pixel's window lies there."""
+    depth, columns = p.product.depth, sparse_blocks.source(conv, p).columns
+    channels, (dh, dw) = -(-conv.c // depth) * depth, conv.dilation
+    values = words(streams, p, p.width * depth).reshape(-1, p.width, depth)
+    dense = np.zeros((p.panels(conv) * p.width, channels, *conv.kernel), np.int64)
+    assert len(streams.pointers) == p.panels(conv) + 1 and streams.pointers[0] == 0
+    for panel in range(p.panels(conv)):
+        rows = slice(panel * p.width, (panel + 1) * p.width)
+        for j in range(streams.pointers[panel], streams.pointers[panel + 1]):
+            pixel, c = divmod(int(streams.offsets[j]), channels)
+            y, x = divmod(pixel, columns)
+            assert y % dh == 0 and x % dw == 0 and c % depth == 0
+            assert not dense[rows, c : c + depth, y // dh, x // dw].any() and values[j].any()
+            dense[rows, c : c + depth, y // dh, x // dw] = values[j]
+    assert not dense[conv.oc :].any() and not dense[:, conv.c :].any()
+    return dense[: conv.oc, : conv.c]
+
+
+def from_rows(streams: Streams, p: sparse_rows.Plan) -> np.ndarray:
+    """(O, C, KH, KW): an offset is a place in the copy, counted from its slice of the channels."""
+    conv, depth = p.conv, p.product.depth
+    (dh, dw), (sh, sw), (kh, kw) = conv.dilation, conv.strides, conv.kernel
+    taps = {}
+    for i in range(kh):
+        for j in range(kw):
+            at = p.phases.index((i * dh % sh, j * dw % sw)) * p.image + i * dh // sh * p.line + j * dw // sw
+            taps |= {s * p.plane + at: (s, i, j) for s in range(p.tile.slice)}
+    assert len(taps) == kh * kw * p.tile.slice
+    values, (firsts,) = words(streams, p, depth), streams.more
+    dense = np.zeros((p.chunks * p.chunk, p.slices * p.tile.slice * depth, kh, kw), np.int64)
+    for group, first in enumerate(firsts):
+        chunk, part = divmod(group, p.slices)
+        slots = streams.pointers[group * p.chunk : (group + 1) * p.chunk]
+        assert sorted(slots[:, 1]) == list(range(p.chunk)) and (np.diff(slots[:, 0].astype(int)) <= 0).all()
+        j = int(first) * sparse_rows.STEP
+        for many, row in slots:
+            for _ in range(int(many) * sparse_rows.STEP):
+                s, tap_row, tap_column = taps[int(streams.offsets[j])]
+                c = (part * p.tile.slice + s) * depth
+                dense[chunk * p.chunk + row, c : c + depth, tap_row, tap_column] += values[j]
+                j += 1
+    assert not dense[conv.oc :].any() and not dense[:, conv.c :].any()
+    return dense[: conv.oc, : conv.c]
+
+
+@given(layer=layers(), name=st.sampled_from(TARGETS), kinds=st.sampled_from(KINDS), vectors=st.integers(1, 2))
+@settings(max_examples=150, deadline=None)
+def test_blocks_come_back(layer, name, kinds, vectors):
+    (conv, weight), isa = layer, ISAS[name]
+    if (how := product(conv, isa, *kinds)) is None:
+        return
+    p = sparse_blocks.plan(conv, isa, how, vectors)
+    streams = sparse_blocks.pack(stored(weight, kinds[1]), conv, p)
+    np.testing.assert_array_equal(from_blocks(streams, conv, p), weight)
+
+
+@given(layer=layers(), name=st.sampled_from(TARGETS), kinds=st.sampled_from(KINDS), data=st.data())
+@settings(max_examples=150, deadline=None)
+def test_rows_come_back(layer, name, kinds, data):
+    (conv, weight), isa = layer, ISAS[name]
+    how = product(conv, isa, *kinds)
+    if how is None or how.words.narrow:
+        return
+    tile = data.draw(st.sampled_from(sparse_rows.tiles(conv, isa, how)))
+    p = sparse_rows.Plan(how, tile, conv)
+    streams = sparse_rows.pack(stored(weight, kinds[1]), p)
+    np.testing.assert_array_equal(from_rows(streams, p), weight)
+
+
+@pytest.mark.parametrize("most, dtype", [(0, np.uint16), ((1 << 16) - 1, np.uint16), (1 << 16, np.int32)])
+def test_offsets_take_two_bytes_where_that_is_enough(most, dtype):
+    assert narrow(np.array([0, most])).dtype == dtype
+    assert narrow(np.array([0, most])).tolist() == [0, most]
+    assert narrow(np.zeros(0, np.int64)).tolist() == [0]
+
+
+def test_lists_by_hand():
+    """Three outputs of two inputs, one of them empty; four lanes, so panels of four outputs."""
+    conv, isa = Conv2d(1, 1, 5, 2, 3, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)), ISAS["rpi4"]
+    weight = np.array([[0, 3], [0, 0], [5, 7]], np.float32)[:, :, None, None]
+    how = product(conv, isa, "float32", "float32")
+    blocks = sparse_blocks.pack(weight, conv, sparse_blocks.plan(conv, isa, how, 1))
+    np.testing.assert_array_equal(blocks.values, [[0, 0, 5, 0], [3, 0, 7, 0]])
+    assert blocks.offsets.tolist() == [0, 1] and blocks.pointers.tolist() == [0, 2]
+    tile = next(t for t in sparse_rows.tiles(conv, isa, how) if t.slice == 2 and t.parts == 1 and t.columns == 5)
+    p = sparse_rows.Plan(how, tile, conv)
+    assert p.plane == 12  # two vectors of pixels, and one more to make them odd
+    rows = sparse_rows.pack(weight, p)
+    # The third output has most weights; what has one is filled up to two.
+    assert rows.values.tolist() == [5, 7, 3, 0] and rows.offsets.tolist() == [0, 12, 12, 0]
+    assert rows.pointers[:3].tolist() == [[1, 2], [1, 0], [0, 1]] and rows.more[0].tolist() == [0]
