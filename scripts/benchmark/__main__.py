@@ -27,6 +27,7 @@ from tvmcompress import cpu
 
 ROOT = Path(__file__).parents[2]
 MARKERS = ("<!-- figures: written by scripts/bench -->", "<!-- end of figures -->")
+RECIPES = ("<!-- recipes: written by scripts/bench --compressed -->", "<!-- end of recipes -->")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,11 +83,11 @@ def without(value: object, keys: tuple[str, ...]) -> object:
     return {key: without(inner, keys) for key, inner in value.items() if key not in keys}
 
 
-def write_readme(text: str) -> None:
+def write_readme(text: str, markers: tuple[str, str]) -> None:
     readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(MARKERS[0], 1)
-    after = rest.split(MARKERS[1], 1)[1] if MARKERS[1] in rest else rest
-    readme.write_text(before + MARKERS[0] + "\n" + text + "\n" + MARKERS[1] + after)
+    before, rest = readme.read_text().split(markers[0], 1)
+    after = rest.split(markers[1], 1)[1] if markers[1] in rest else rest
+    readme.write_text(before + markers[0] + "\n" + text + "\n" + markers[1] + after)
 
 
 def draw(result: dict, path: Path) -> None:
@@ -122,8 +123,8 @@ def main() -> None:
     whole = text if single else f"{text}\n\n{tables.kernels(result)}".rstrip()
     path.with_suffix(".md").write_text(whole + "\n")
     draw(result, path)
-    if options.readme and not single:
-        write_readme(text)
+    if options.readme and "layers" not in result:
+        write_readme(text, RECIPES if single else MARKERS)
 
 
 if __name__ == "__main__":
