@@ -24,7 +24,7 @@ def list_(json_path: str | None) -> None:
     from tvmcompress.recipe import Recipe
 
     rows = [_json(Recipe.load(name)) for name in Recipe.list()]
-    screen.result(rows, lambda: "\n".join(f"{row['name']:16} {row['description']}" for row in rows), json_path)
+    screen.result(rows, lambda: "\n".join(f"{row['name']:20} {row['description']}" for row in rows), json_path)
 
 
 @command.command("show", epilog="Example:\n\n\b\n  tvmcompress recipe show int8")
