@@ -22,7 +22,7 @@ from tvmcompress.tuning.crew import Crew  # noqa: E402
 from tvmcompress.tuning.workshop import Workshop  # noqa: E402
 from tvmcompress.tuning_log import TuningLog  # noqa: E402
 
-CASES = ((0.2, 8, 40), (2.0, 64, 15))  # the pause in seconds, how many boards, jobs of each
+CASES = ((0.2, 8, 40), (2.0, 64, 40))  # the pause in seconds, how many boards, jobs of each
 ROUNDS = 3
 
 
