@@ -83,7 +83,7 @@ def test_a_package_is_profiled(package):
 
 def test_gpu_code_is_refused(package, monkeypatch):
     monkeypatch.setitem(package.manifest, "needs", {**package.manifest["needs"], "gpu": "sm_80"})
-    monkeypatch.setattr(remote, "open_package", lambda *_: SimpleNamespace(threads=1))
+    monkeypatch.setattr(remote, "open_package", lambda *_: SimpleNamespace(threads=1, load_ms={}))
     monkeypatch.setattr(tc.Package, "pick", lambda package, *_: package)  # as on a machine with a GPU
     with pytest.raises(UsageError, match="GPU"):
         tc.deploy(package).profile()

@@ -249,7 +249,10 @@ def test_what_several_passes_say_of_a_layer():
         return row
 
     prune, quantize = {"pass": "p", "pruned": True, "density": 0.5}, {"pass": "q", "quantized": True, "why": ""}
+    refused = {"pass": "r", "clustered": False, "why": "too small"}
     late = {"pass": "p", "pruned": False, "density": 0.4, "not_pruned": "already compressed"}
-    assert of(prune, quantize) == {**prune, **quantize, "name": "c", "bytes": 1}
+    assert of(prune, quantize) == {**prune, **quantize, "pass": "p, q", "name": "c", "bytes": 1}
     assert of(quantize, late)["pass"] == "q" and of(quantize, late)["not_pruned"] == "already compressed"
+    row = of(late, quantize, refused)  # left, quantized, left: it is a quantized layer
+    assert row["pass"] == "q" and row["quantized"] and not row["why"]
     assert of(prune, late)["density"] == 0.5 and of(prune, {**prune, "density": 0.2})["density"] == 0.2

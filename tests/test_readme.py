@@ -7,7 +7,7 @@ import shlex
 import numpy as np
 import pytest
 
-from tests.cli.files import SHAPE, network, prepare, tune_briefly, tvmcompress
+from tests.cli.files import SHAPE, briefly, network, prepare, tvmcompress
 from tests.test_public_names import section
 
 AFTERNOON = section("A user's afternoon")
@@ -34,7 +34,7 @@ def test_command(folder, line: str):
 
 def test_python(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    tune_briefly(monkeypatch)
+    briefly(monkeypatch)
     (code,) = blocks("python")
     small = code.replace("(1, 3, 224, 224)", str(SHAPE))
     assert small != code

@@ -50,7 +50,10 @@ class Curve:
 
     @property
     def density(self) -> float:
-        """Up to which the format wins, between readings by a straight line; 0 where it never does, 1 where always."""
+        """Up to which the format wins, between readings by a straight line.
+
+        0 where it never does, the highest density that was tried where it always does.
+        """
         won = [(d, r) for d, r in self.ratios if r <= 1]
         lost = [(d, r) for d, r in self.ratios if r > 1 and (not won or d > won[-1][0])]
         if not won or not lost:

@@ -11,6 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tvmcompress.kernels.conv2d import Conv2d
+
 ROOT = Path(__file__).parents[2]
 SHAPE = (1, 3, 12, 12)
 
@@ -66,11 +68,17 @@ def prepare(folder: Path) -> Path:
     return folder
 
 
-def tune_briefly(monkeypatch) -> None:
-    """In this process tuning leaves a kernel alone after two trials without a gain, and confirms one of them."""
+def briefly(monkeypatch) -> None:
+    """In this process tuning leaves a kernel alone after two trials without a gain, and confirms one of them.
+
+    Break-even densities are found of one small layer, and from two densities.
+    """
     monkeypatch.setattr("tvmcompress.tuning.search.FLAT", 1)
     for name, value in (("BATCH", 2), ("FINALISTS", 1), ("ROUNDS", 1)):
         monkeypatch.setattr(f"tvmcompress.tuning.search.{name}", value)
+    small = Conv2d(1, 5, 7, 16, 32, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
+    monkeypatch.setattr("tvmcompress.breakeven.LAYERS", {"1x1, 16 to 32, 5x7": small})
+    monkeypatch.setattr("tvmcompress.breakeven.breakeven.__defaults__", ((0.1, 0.9), None))
 
 
 def quick(arguments: str) -> int:

@@ -8,7 +8,7 @@ import click
 import pytest
 
 from tests.boards import answers, board, eventually, free_port, tracker
-from tests.cli.files import ROOT, quick, tune_briefly
+from tests.cli.files import ROOT, briefly, quick
 from tvmcompress.cli import COMMANDS, cli
 
 PATHS = ["", *COMMANDS, "target list", "target show", "target detect", "recipe list", "recipe show"]
@@ -81,7 +81,7 @@ def test_the_example_runs(folder, monkeypatch, capsys, request, example):
     monkeypatch.chdir(folder)
     if "localhost:9" in example:
         request.getfixturevalue("boards")
-    tune_briefly(monkeypatch)
+    briefly(monkeypatch)
     code = quick(example.removeprefix("tvmcompress "))
     told = capsys.readouterr()
     if "--target rpi4" in example and code == 5:

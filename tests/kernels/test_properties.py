@@ -32,6 +32,8 @@ RUNS = [
     ("x86-64-v3", 1, True),
     ("x86-64-v2", 1, True),
 ]
+# Sparse kernels where the model decides are few: one run shows them beside dense ones.
+TESTS = [(f, run) for f in FAMILIES for run in RUNS if not f.startswith("sparse") or run[2] or run[1] == 3]
 
 
 class Sampled:
@@ -92,11 +94,14 @@ def wrong(family: str, run: tuple[str, int, bool]) -> list[str]:
 
 
 def test_there_are_enough() -> None:
-    assert AT_ONCE * len(FAMILIES) * len(RUNS) >= 2000
+    assert AT_ONCE * len(TESTS) >= 2000
 
 
-@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"{run[0]}-{'any' if run[2] else 'model'}-O{run[1]}")
-@pytest.mark.parametrize("family", FAMILIES)
+def named(value: str | tuple[str, int, bool]) -> str:
+    return value if isinstance(value, str) else f"{value[0]}-{'any' if value[2] else 'model'}-O{value[1]}"
+
+
+@pytest.mark.parametrize(("family", "run"), TESTS, ids=named)
 def test_random_shapes(family: str, run: tuple[str, int, bool]) -> None:
     need(run[0])
     assert wrong(family, run) == []

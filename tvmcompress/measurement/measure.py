@@ -109,16 +109,16 @@ def layers(manifest: Mapping[str, Any]) -> list[dict]:
     return [{key: None if is_unbounded(value) else value for key, value in row.items()} for row in rows]
 
 
-def left(note: dict) -> bool:
-    """Whether a pass left the layer as it was."""
-    return bool(note.get("why") or note.get("not_pruned"))
+def did_something(note: dict) -> bool:
+    """Whether a pass changed the layer."""
+    return any(note.get(done) for done in ("pruned", "factorized", "clustered", "quantized"))
 
 
 def merged(before: dict, note: dict) -> dict:
     """What passes before said of a layer and what one more says: those that did something to it have the word."""
-    if not before or left(before):
+    if not did_something(before):
         return {**before, **note}
-    if left(note):
+    if not did_something(note):
         return {**note, **before}
     return {**before, **note, "pass": ", ".join(filter(None, (before.get("pass"), note.get("pass"))))}
 

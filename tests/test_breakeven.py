@@ -1,0 +1,64 @@
+"""breakeven: where curves cross, what is built for them, and the page that shows them."""
+
+import pytest
+
+from tvmcompress.breakeven import BreakEven, Curve, breakeven, emptied
+from tvmcompress.breakeven_html import render
+from tvmcompress.errors import TargetError
+from tvmcompress.kernels.conv2d import Conv2d
+
+CONV = Conv2d(1, 5, 7, 32, 48, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
+
+
+def density(*ratios: tuple[float, float]) -> float:
+    return Curve("rows", "float32", "a layer", ratios).density
+
+
+@pytest.mark.parametrize(
+    ("ratios", "wanted"),
+    [
+        ([(0.1, 0.5), (0.3, 1.5)], 0.2),
+        ([(0.1, 0.5), (0.2, 1.0), (0.3, 1.5)], 0.2),
+        ([(0.1, 1.1), (0.2, 0.9), (0.4, 1.1)], 0.3),  # a reading that noise has spoilt
+        ([(0.1, 1.1), (0.9, 1.2)], 0.0),
+        ([(0.1, 0.1), (0.9, 0.9)], 0.9),
+    ],
+)
+def test_where_a_curve_crosses(ratios, wanted):
+    assert density(*ratios) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("block", [(1, 1), (16, 1), (16, 4)])
+def test_zeros_come_in_blocks(block):
+    weight = emptied(CONV, 0.3, block)
+    assert weight.shape == (48, 32, 3, 3)
+    blocks = (weight != 0).reshape(48 // block[0], block[0], 32 // block[1], block[1], 3, 3)
+    assert (blocks.any((1, 3)) == blocks.all((1, 3))).all()
+    assert 0.15 < (weight != 0).mean() < 0.45
+
+
+@pytest.fixture(scope="module")
+def estimated() -> BreakEven:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tvmcompress.breakeven.LAYERS", {"a layer <3x3>": CONV})
+        return breakeven("rpi4", (0.9, 0.1))
+
+
+def test_of_another_machine_the_estimate_is_told(estimated):
+    assert not estimated.measured and estimated.target == "rpi4"
+    assert {curve.dtype for curve in estimated.curves} == {"float32", "int8"}
+    for curve in estimated.curves:
+        (low, less), (high, more) = curve.ratios
+        assert (low, high) == (0.1, 0.9) and 0 < less < more
+
+
+def test_the_page_says_what_was_found(estimated):
+    page = render(estimated)
+    assert "rpi4" in page and "estimate" in page and "a layer &lt;3x3&gt;" in page
+    for curve in estimated.curves:
+        assert f"{curve.format}, {curve.dtype}: wins below {curve.density:.0%}" in page
+
+
+def test_gpus_have_no_sparse_kernels():
+    with pytest.raises(TargetError, match="sparse"):
+        breakeven("cuda-sm80")
