@@ -50,7 +50,17 @@ LAYERS = [
     ("ways to boards, and their side", {"serving", "tunnels"}),
     (
         "parts of nouns",
-        {"report_html", "report_text", "target_forms", "manifest", "archive", "arrays", "golden", "samples"},
+        {
+            "report_html",
+            "report_text",
+            "zeros_table",
+            "target_forms",
+            "manifest",
+            "archive",
+            "arrays",
+            "golden",
+            "samples",
+        },
     ),
     ("how arrays are stored", {"coding"}),
     ("programs", {"ir"}),

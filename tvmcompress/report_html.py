@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
+from tvmcompress import zeros_table
 from tvmcompress.report import Report, bytes_text, doubts, figures, ms_text, number_text, percent_text, snr_text
 
 STYLE = """
@@ -47,6 +48,7 @@ def render(report: Report) -> str:
         f"<h2>Size</h2>{_size(report)}"
         f"<h2>Latency</h2>{_latency(report)}"
         f"{_layers(report)}"
+        f"{_zeros(report)}"
         f"<h2>All figures</h2>{_figures(report)}"
         f"{_outputs(report)}"
         f"<h2>How it was measured</h2>"
@@ -164,6 +166,20 @@ def _layers(report: Report) -> str:
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     table = f"<div class=wide><table class=layers><tr>{head}</tr>{body}</table></div>"
     return f"<h2>Layers</h2>{intro}{chart if measured else ''}{table}"
+
+
+def _zeros(report: Report) -> str:
+    """Which kernels layers with zeros have got, and why some stay dense."""
+    rows = zeros_table.rows(report.layers)
+    if not rows:
+        return ""
+    side = ["" if column in zeros_table.NUMBERS else " class=text" for column in zeros_table.COLUMNS]
+    head = "".join(f"<th{kind}>{escape(column)}</th>" for kind, column in zip(side, zeros_table.COLUMNS))
+    body = "".join(
+        f"<tr>{''.join(f'<td{kind}>{escape(cell)}</td>' for kind, cell in zip(side, cells))}</tr>" for cells in rows
+    )
+    intro = "".join(f"<p>{escape(line)}</p>" for line in zeros_table.notes(report.layers))
+    return f"<h2>Layers with zeros</h2>{intro}<div class=wide><table class=layers><tr>{head}</tr>{body}</table></div>"
 
 
 def _columns(rows: list[dict]) -> list[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import click
+from rich.console import Group, RenderableType
+from rich.text import Text
 
 from tvmcompress import process
 from tvmcompress.cli import models, options, screen
@@ -74,7 +75,8 @@ def command(
     screen.result(value, lambda: _text(value), json_path)
 
 
-def _text(value: dict) -> str:
+def _text(value: dict) -> RenderableType:
+    from tvmcompress import zeros_table
     from tvmcompress.report import bytes_text
 
     sizes, target, source = value["sizes"], value["target"], value["source"]
@@ -85,14 +87,4 @@ def _text(value: dict) -> str:
     lines = [f"{value['output']}: {bytes_text(sizes['package'])} for {described} ({parts})"]
     if source["bytes"]:
         lines.append(f"  {sizes['package'] / source['bytes']:.3f} of {source['name']} ({bytes_text(source['bytes'])})")
-    return "\n".join([*lines, *sparse_lines(value.get("layers", []))])
-
-
-def sparse_lines(layers: list[dict]) -> list[str]:
-    """What became of layers whose weights hold zeros: a line for each form, and for each reason to stay dense."""
-    counts = Counter(
-        f"as {row['sparse']['format']}" if row["sparse"]["kept"] else f"dense: {row['sparse']['why']}"
-        for row in layers
-        if row.get("sparse")
-    )
-    return [f"  {count} layers with zeros {what}" for what, count in counts.most_common()]
+    return Group(*map(Text, lines), *zeros_table.parts(value.get("layers", [])))

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @click.command(epilog="Example:\n\n\b\n  tvmcompress inspect model.onnx --target rpi4")
 @options.model_options
 @click.option("--target", help="Also say what share of the work would run in integers there.")
-@click.option("--layers", is_flag=True, help="List every layer; of a package every array that it stores.")
+@click.option(
+    "--layers", is_flag=True, help="List every layer; of a package those with zeros, and every array that it stores."
+)
 @click.option("--load", is_flag=True, help="Also load a package here, and say how long that takes.")
 @options.json_option
 def command(
@@ -107,7 +109,16 @@ def _package(value: dict, builds: tuple[Package, ...], layers: bool) -> Renderab
     if len(builds) > 1:
         rows += [("build", _build(build, needs["features"])) for build in builds]
     rows += [("versions", ", ".join(f"{name} {version}" for name, version in value["versions"].items()))]
-    return Group(_pairs(rows), _arrays(value["weights"])) if layers else _pairs(rows)
+    return Group(_pairs(rows), *_zeros(value, builds), _arrays(value["weights"])) if layers else _pairs(rows)
+
+
+def _zeros(value: dict, builds: tuple[Package, ...]) -> list[RenderableType]:
+    """Which kernels layers with zeros have got, of every build."""
+    from tvmcompress import zeros_table
+
+    if len(builds) < 2:
+        return zeros_table.parts(value.get("layers", []))
+    return [part for one in builds for part in zeros_table.parts(one.manifest.get("layers", []), f" on {one.target}")]
 
 
 def _storage(weights: list[dict]) -> list[tuple[str, str]]:
