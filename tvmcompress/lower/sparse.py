@@ -126,7 +126,7 @@ def dense_cycles(conv: Conv2d, isa: Isa, how: Product, choices: Choices) -> floa
     lanes = how.lanes * how.depth * 2
     oh, ow = conv.out
     work = conv.n * oh * ow * round_up(conv.oc, how.lanes) * conv.c * conv.kernel[0] * conv.kernel[1]
-    full = [sparse_blocks.cost(conv, sparse_blocks.plan(conv, isa, how, v, choices), isa, 1.0) for v in (1, 2)]
+    full = [sparse_blocks.cost(conv, sparse_blocks.plan(conv, isa, how, v, 1.0), isa, 1.0) for v in (1, 2)]
     cycles = min(work / lanes / EFFICIENCY[how.sums] / isa.cores, *full)
     return cycles * WINOGRAD if how.data == "float32" and winograd.plan(conv, isa, choices) else cycles
 
