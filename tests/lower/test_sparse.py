@@ -58,7 +58,7 @@ def test_what_is_said_of_a_sparse_layer():
     weight = emptied(PLAIN, 0.1, (1, 1))
     kernel, row = decided(weight)
     assert kernel is not None and row["kept"] and row["format"] == kernel.text == "rows" and row["why"] == ""
-    assert row["density"] == np.count_nonzero(weight) / weight.size and row["blocks"] == row["density"]
+    assert row["density"] == np.count_nonzero(weight) / weight.size and row["blocks"] == round(row["density"], 2)
     assert row["dense_bytes"] == 4 * 128 * 128
     assert row["bytes"] == sum(array.nbytes for array in kernel.pack(weight, PLAIN).arrays) < row["dense_bytes"] / 4
     assert 0 < row["estimate"] < 0.6
