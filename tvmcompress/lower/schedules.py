@@ -104,8 +104,9 @@ def reshapes(mod: tvm.IRModule) -> set[GlobalVar]:
     for binding in graph.bindings(mod):
         if graph.op_name(binding.value) == "relax.call_tir":
             name = binding.value.args[0]
-            inner = isinstance(binding.var, relax.DataflowVar) and relax.analysis.has_reshape_pattern(mod[name])
-            (found if inner else others).add(name)
+            blocks = isinstance(mod[name].body, SBlockRealize)  # TVM asks no other program
+            inner = isinstance(binding.var, relax.DataflowVar) and blocks
+            (found if inner and relax.analysis.has_reshape_pattern(mod[name]) else others).add(name)
     return found - others
 
 
