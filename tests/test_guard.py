@@ -31,17 +31,17 @@ NETWORKS, NOISE, TRIES = 40, 1.10, 3
 
 @pytest.fixture(scope="module")
 def small() -> tuple[Model, np.ndarray]:
-    """A layer that is nearly empty, one of which a fifth is left, and a full one."""
-    conv = Conv2d(1, 14, 14, 64, 64, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
-    weights = [emptied(conv, density, (1, 1)) / 8 for density in (0.03, 0.2, 1.0)]
+    """A layer that is nearly empty, one of which a tenth is left, and a full one."""
+    conv = Conv2d(1, 28, 28, 128, 128, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
+    weights = [emptied(conv, density, (1, 1)) / 8 for density in (0.02, 0.1, 1.0)]
 
     def body(rw, x):
-        for name, weight in zip(("empty", "fifth", "full"), weights):
+        for name, weight in zip(("empty", "tenth", "full"), weights):
             x = rw.emit(nn.relu(rw.emit(nn.conv2d(x, graph.const(weight)), name)))
         return [x]
 
-    mod = graph.program([("x", (1, 64, 14, 14), "float32")], body)
-    x = np.random.default_rng(0).standard_normal((1, 64, 14, 14)).astype(np.float32)
+    mod = graph.program([("x", (1, 128, 28, 28), "float32")], body)
+    x = np.random.default_rng(0).standard_normal((1, 128, 28, 28)).astype(np.float32)
     return model(mod, x), x
 
 
@@ -73,7 +73,7 @@ def compiled(small: tuple[Model, np.ndarray], keep: str = "faster", target: str 
 def test_what_is_slower_comes_out_dense(small, monkeypatch):
     clock = Clock(monkeypatch, 0.0, 1.25)
     rows = compiled(small)
-    assert clock.asked == 1 and set(rows) == {"empty", "fifth"}
+    assert clock.asked == 1 and set(rows) == {"empty", "tenth"}
     for row in rows.values():
         assert not row["kept"] and row["why"].startswith("measured: ") and row["whole"] == 1.25
         assert row["bytes"] == row["dense_bytes"]
@@ -98,10 +98,10 @@ def test_nothing_is_timed_where_the_estimate_is_sure(small, monkeypatch):
 def test_without_those_in_doubt_it_is_tried_once_more(small, monkeypatch, second, kept):
     Clock(monkeypatch, 2.0)
     estimates = {name: row["estimate"] for name, row in compiled(small).items()}
-    assert estimates["empty"] < estimates["fifth"]
-    clock = Clock(monkeypatch, (estimates["empty"] + estimates["fifth"]) / 2, 1.3, second)
+    assert estimates["empty"] < estimates["tenth"]
+    clock = Clock(monkeypatch, (estimates["empty"] + estimates["tenth"]) / 2, 1.3, second)
     rows = compiled(small)
-    assert clock.asked == 2 and [rows[name]["kept"] for name in ("empty", "fifth")] == kept
+    assert clock.asked == 2 and [rows[name]["kept"] for name in ("empty", "tenth")] == kept
     assert {row["whole"] for row in rows.values()} == {0.7 if second < 1 else 1.3}
 
 
