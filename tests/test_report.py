@@ -159,6 +159,34 @@ def test_pruned_layers_have_a_table(report):
     assert line.split() == ["conv_7", "all", "64", "→", "32", "25%"] and "kept" not in text
 
 
+def test_layers_with_zeros_have_a_table(report):
+    dense = {"density": 0.5, "format": "dense", "kept": False, "dense_bytes": 4000, "bytes": 4000}
+    sparse = {"density": 0.125, "format": "rows", "kept": True, "dense_bytes": 4000, "bytes": 1000, "estimate": 0.25}
+    layers = [
+        {"name": "full", "macs": 1},
+        {"name": "conv_1", "sparse": {**sparse, "whole": 0.4}},
+        {"name": "conv_2", "sparse": {**dense, "estimate": 1.3, "why": "rows would take 1.30 times as long"}},
+        {"name": "<conv_3>", "sparse": {**dense, "why": "grouped"}},
+    ]
+    told = dataclasses.replace(report, layers=layers)
+    text, page = text_of(told), told.html()
+    assert "Layers with zeros: 1 of 3 in sparse kernels" in text
+    lines = {line.split()[0]: line.split() for line in text.splitlines() if "conv_" in line}
+    assert lines["conv_1"][1:] == ["rows", "12.5%", "0.25", "0.25", "yes"]
+    assert lines["conv_2"][1:6] == ["dense", "50.0%", "1.30", "1.00", "no:"]
+    assert lines["<conv_3>"][1:] == ["dense", "50.0%", "–", "1.00", "no:", "grouped"]
+    assert "<td class=text>rows</td><td>12.5%</td><td>0.25</td><td>0.25</td>" in page and "&lt;conv_3&gt;" in page
+    for shown in (text, page):
+        assert "takes 0.40 of the time that it takes with dense kernels" in shown
+    assert "Layers with zeros" not in report.html() + text_of(report)
+
+
+def test_a_program_that_was_timed_and_stays_dense_says_so(report):
+    zeros = {"density": 0.5, "format": "dense", "kept": False, "dense_bytes": 4, "bytes": 4, "why": "measured: slower"}
+    told = dataclasses.replace(report, layers=[{"name": "conv", "sparse": {**zeros, "whole": 1.25}}])
+    assert "with sparse kernels the whole program takes 1.25 of its time, so it stays dense" in told.html()
+
+
 def test_the_page_needs_nothing_else(report):
     page = report.html()
     assert "<script" not in page and not re.search(r"(src|href)=|url\(|@import|https?://", page)

@@ -48,7 +48,7 @@ def chart(curves: list[Curve]) -> str:
         names.append(f"{curve.format}, {curve.dtype}: wins below {curve.density:.0%}")
         points = [(x_of(density), y.at(ratio)) for density, ratio in curve.ratios]
         line = "L".join(f"{px:.1f} {py:.1f}" for px, py in points)
-        parts.append(f'<path class="axis" d="M{line}"/>')
+        parts.append(f'<path class="axis" style="stroke:var(--c{i % 8});stroke-width:1.6" d="M{line}"/>')
         for (px, py), (density, ratio) in zip(points, curve.ratios):
             said = escape(
                 f"{curve.format}, {curve.dtype}, density {density:.0%}: {ratio:.2f} of the dense kernel's time"

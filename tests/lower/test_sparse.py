@@ -93,6 +93,16 @@ def test_grouped_layers_stay_dense():
     assert kernel is None and row["why"] == "grouped" and row["density"] == 1 / 16
 
 
+def test_of_depthwise_layers_it_is_said_too():
+    weight = pruned(0, 16, 1, 3, 3, density=0.5)
+    mod = graph.program(
+        [("x", (1, 16, 8, 8), "float32")],
+        lambda rw, x: [rw.emit(nn.conv2d(x, graph.const(weight), 1, 1, 1, 16), "deep")],
+    )
+    found = rows_of(built(mod))
+    assert found["deep"]["why"] == "grouped" and not found["deep"]["kept"]
+
+
 def test_what_a_target_has_no_kernel_for():
     weight = np.rint(emptied(PLAIN, 0.1, (1, 1)) * 32)
     kernel, row = decided(weight, ALWAYS, kinds=("float16", "float16"))

@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 @click.command(epilog="Example:\n\n\b\n  tvmcompress inspect model.onnx --target rpi4")
 @options.model_options
 @click.option("--target", help="Also say what share of the work would run in integers there.")
-@click.option(
-    "--layers", is_flag=True, help="List every layer; of a package those with zeros, and every array that it stores."
-)
+@click.option("--layers", is_flag=True, help="List every layer; of a package those with zeros, and its arrays.")
 @click.option("--load", is_flag=True, help="Also load a package here, and say how long that takes.")
 @options.json_option
 def command(

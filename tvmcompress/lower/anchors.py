@@ -77,11 +77,11 @@ class Anchors:
             x = self.whole_steps(rw, x, conv_kernel.instruction(conv, self.isa, *kinds)[0])
             c = graph.shape(x)[-1]
             conv = replace(conv, c=c, zeros=c - ic)
-        if conv.groups == c and conv.groups > 1 and oc % c == 0:
-            return self.depthwise(rw, var, x, weight, conv, fill)
         shape = (n, *conv.out, oc)
         if (call := self.sparse(rw, var, x, weight, conv, kinds, fill, shape, "conv2d")) is not None:
             return call
+        if conv.groups == c and conv.groups > 1 and oc % c == 0:
+            return self.depthwise(rw, var, x, weight, conv, fill)
         if kinds == ("float32", "float32") and (fast := winograd.plan(conv, self.isa, self.choices)):
             return self.winograd(rw, var, x, weight, conv, fast)
         p = conv_kernel.plan(conv, self.isa, *kinds, self.choices)
