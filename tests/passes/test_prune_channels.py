@@ -16,7 +16,7 @@ from tvmcompress.ir import evaluate, graph, ops
 from tvmcompress.ir.macs import macs
 from tvmcompress.isa import isa_of
 from tvmcompress.lower.recurrent import roll
-from tvmcompress.passes import PruneChannels, QuantizeWeights
+from tvmcompress.passes import PruneChannels, QuantizeWeights, simplified
 from tvmcompress.target import Target
 
 nn, op = relax.op.nn, relax.op
@@ -386,6 +386,74 @@ def test_steps_that_share_weights_are_not_repaired():
     xs = [RNG.normal(size=(1, 3, 8)).astype(np.float32) for _ in range(2)]
     rows = halved(repair="bias")(model.module, calibration(*xs)).notes
     assert any(r.get("why") == "not repaired: several layers share its weights" for r in rows)
+
+
+def shuffled(e, x, groups):
+    n, c, h, width = graph.shape(x)
+    swapped = e(op.permute_dims(e(op.reshape(x, (n, groups, c // groups, h, width))), [0, 2, 1, 3, 4]))
+    return e(op.reshape(swapped, (n, c, h, width)))
+
+
+def names(mod):
+    return [graph.op_name(binding.value) for binding in graph.bindings(mod)]
+
+
+def test_a_shuffle_stays_one():
+    # One by one channels 0, 3, 6 and 7 are the largest; by places in both groups 0 and 2 are: 82 and 65, against 41.
+    first = np.float32([9, 1, 1, 5, 1, 1, 8, 4]).reshape(8, 1, 1, 1)
+    second = np.ones((3, 8, 1, 1))
+
+    def body(first, second):
+        return program(
+            (1, 1, 2, 2),
+            lambda e, x: [e(nn.conv2d(shuffled(e, e(nn.conv2d(x, const(first)), "a"), 2), const(second)), "b")],
+        )
+
+    check_pair(halved(), body(first, second), body(first[[0, 2, 4, 6]], second[:, :4]))
+
+
+def test_too_few_places_are_chosen_among_one_by_one():
+    scale = np.float32([4, 1, 1, 3]).reshape(4, 1, 1, 1)
+
+    def layers(e, x):
+        return [e(nn.conv2d(shuffled(e, e(nn.conv2d(x, const(scale)), "a"), 2), const(np.ones((3, 4, 1, 1)))))]
+
+    before = program((1, 1, 2, 2), layers)
+    plan = halved().plan(before, None)
+    assert plan.alive[plan.flow.sites[0].outputs].tolist() == [True, False, False, True]
+
+
+def test_a_group_that_must_stay_keeps_no_other():
+    def layers(e, x):
+        parts = [e(nn.conv2d(x, w(8, 3, 1, 1)), name) for name in "ab"]
+        return [e(nn.conv2d(shuffled(e, e(op.concat(parts, 1)), 2), w(3, 16, 1, 1)))]
+
+    outcome = halved(skip=("a",))(program((1, 3, 2, 2), layers))
+    assert [row(outcome, name)["outputs"] for name in "ab"] == [8, 4]
+    assert "relax.take" in names(outcome.module)
+
+
+def test_each_layer_gets_its_share_of_what_shuffles_join():
+    """Each third of a chain of shuffles of two halves holds larger sets than the one before."""
+    outcome = PruneChannels()(simplified(load_proto(networks.shuffle(16)).module))
+    left = [r["outputs"] / r["outputs_before"] for r in outcome.notes if r.get("kind") in ("conv", "depthwise")]
+    assert min(left) >= 0.5 and max(left) <= 0.67
+    assert names(outcome.module).count("relax.permute_dims") == 3 and "relax.take" not in names(outcome.module)
+
+
+def test_grouped_convolutions_keep_their_shuffles():
+    """The places of one layer's groups straddle the groups of the next: six channels are one place and a half."""
+
+    def layers(e, x):
+        y = e(nn.conv2d(x, w(24, 2, 1, 1), groups=4))
+        y = e(nn.conv2d(shuffled(e, y, 4), w(24, 1, 3, 3), padding=1, groups=24))
+        return [e(nn.conv2d(e(nn.conv2d(y, w(16, 6, 1, 1), groups=4)), w(3, 16, 1, 1)))]
+
+    before = program((1, 8, 4, 4), layers)
+    outcome = halved()(before)
+    assert "relax.take" not in names(outcome.module)
+    x = RNG.normal(size=(1, 8, 4, 4)).astype(np.float32)
+    np.testing.assert_allclose(run(outcome.module, x), run(masked(halved(), before), x), rtol=1e-3, atol=1e-3)
 
 
 def test_groups_agree_on_the_best_they_can():

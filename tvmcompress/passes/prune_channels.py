@@ -21,6 +21,7 @@ from tvmcompress.passes.support.channel_moments import Moments, Place, observe
 from tvmcompress.passes.support.channel_notes import notes
 from tvmcompress.passes.support.channel_repair import repaired
 from tvmcompress.passes.support.channel_scores import Scores
+from tvmcompress.passes.support.channel_shuffles import keep_shuffles
 from tvmcompress.passes.support.layers import layers, skipped
 from tvmcompress.passes.support.select import compressed_tensors
 
@@ -45,8 +46,10 @@ class PruneChannels(Pass):
     Arrays get smaller, results keep their shapes. Channels are followed through the program: what is added, multiplied
     or normalised together goes together, through residuals, concatenations, splits, grouped and depthwise convolutions,
     shuffles, squeeze-and-excite gates, flattening, and the steps of recurrent layers. Of attention whole heads go, with
-    their queries, keys and values. What an operator needs whole stays, and the note names it: outputs of the model, the
-    width that a layer norm sees. The rest computes what it did, with zero for what is gone wherever it was read.
+    their queries, keys and values; of a shuffle the same places of all its groups, so that the rest is shuffled alike,
+    unless too few could be chosen among. What an operator needs whole stays, and the note names it: outputs of the
+    model, the width that a layer norm sees. The rest computes what it did, with zero for what is gone wherever it was
+    read.
 
     criterion, a mean over all layers of a group, each divided by its own mean:
     - magnitude: squares of the weights that make and read a channel (Li et al. 2017; groups as Fang et al. 2023);
@@ -102,6 +105,7 @@ class PruneChannels(Pass):
         module = FoldConstants()(module).module  # else the weights of some layers were no constants
         flow = Flow(module, self.heads)
         self.keep_skipped(module, flow)
+        keep_shuffles(flow)
         moments = self.observe(module, flow, samples)
         scores, more = self.scores(flow, moments)
         wish = Wish(self.density, self.scope, self.round_to, self.min_channels, self.least)

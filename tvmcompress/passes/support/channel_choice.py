@@ -85,9 +85,29 @@ def clusters(flow: Flow, scores: Scores) -> list[Cluster]:
     tied = np.isin(roots, list(flow.groups.tied()))
     order = np.lexsort((roots, -scores[roots], ranks[roots], ~tied))
     roots, tied = roots[order], tied[order]
+    order = np.lexsort((portions(flow, roots, outputs), ~tied))
+    roots, tied = roots[order], tied[order]
     owners = joined.find(roots)
     picked = [owners == owner for owner in np.unique(owners)]
     return [Cluster(roots[here], size[roots[here]], int(tied[here].sum())) for here in picked]
+
+
+def portions(flow: Flow, roots: Ids, outputs: Sequence[Ids]) -> np.ndarray:
+    """For each of `roots`, best first: the share of those that the same layers make which comes before it.
+
+    Of layers that share but some of their sets of channels each gets its share so.
+    """
+    kinds, fresh = np.zeros(len(flow.groups), np.int64), 1
+    for ids in outputs:
+        made, counts = np.unique(flow.groups.find(ids), return_counts=True)
+        _, which = np.unique([kinds[made], counts], axis=1, return_inverse=True)
+        kinds[made] = fresh + which.reshape(-1)
+        fresh += len(made)
+    found = np.zeros(len(roots))
+    for kind in np.unique(kinds[roots]):
+        here = kinds[roots] == kind
+        found[here] = np.arange(here.sum()) / here.sum()
+    return found
 
 
 def in_turns(flow: Flow, scores: Scores) -> np.ndarray:
