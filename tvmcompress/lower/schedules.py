@@ -104,8 +104,9 @@ def reshapes(mod: tvm.IRModule) -> set[GlobalVar]:
     for binding in graph.bindings(mod):
         if graph.op_name(binding.value) == "relax.call_tir":
             name = binding.value.args[0]
-            inner = isinstance(binding.var, relax.DataflowVar) and relax.analysis.has_reshape_pattern(mod[name])
-            (found if inner else others).add(name)
+            func = mod[name]
+            blocks = isinstance(binding.var, relax.DataflowVar) and isinstance(func.body, SBlockRealize)
+            (found if blocks and relax.analysis.has_reshape_pattern(func) else others).add(name)
     return found - others
 
 
