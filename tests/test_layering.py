@@ -53,7 +53,6 @@ LAYERS = [
         {
             "report_html",
             "report_text",
-            "zeros_table",
             "target_forms",
             "manifest",
             "archive",
@@ -62,6 +61,7 @@ LAYERS = [
             "samples",
         },
     ),
+    ("what reports and commands list alike", {"zeros_table"}),
     ("how arrays are stored", {"coding"}),
     ("programs", {"ir"}),
     (
