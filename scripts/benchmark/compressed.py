@@ -68,7 +68,8 @@ def measure(name: str, folder: Path, seconds: float, recipes: list[str], peers: 
 
 def table(result: dict) -> str:
     """Markdown: a table for each network."""
-    return "\n\n".join(one(row) for row in result["compressed"])
+    how = f"{result['machine']}, {result['threads']} threads, batch 1, no tuning; medians, ± as above."
+    return "\n\n".join([how, *(one(row) for row in result["compressed"])])
 
 
 def one(row: dict) -> str:
