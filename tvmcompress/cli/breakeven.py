@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command(epilog="Example:\n\n\b\n  tvmcompress breakeven --target native -o breakeven.html")
-@options.target_option
+@click.option("--target", default="native", show_default=True, help="A CPU target's name, file, triple, or native.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A page with a chart for each layer.")
 @options.json_option
 def command(target: str, output: Path | None, json_path: str | None) -> None:
