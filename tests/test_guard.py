@@ -99,7 +99,7 @@ def test_without_those_in_doubt_it_is_tried_once_more(small, monkeypatch, second
     Clock(monkeypatch, 2.0)
     estimates = {name: row["estimate"] for name, row in compiled(small).items()}
     assert estimates["empty"] < estimates["tenth"]
-    clock = Clock(monkeypatch, (estimates["empty"] + estimates["tenth"]) / 2, 1.3, second)
+    clock = Clock(monkeypatch, 0.6 * estimates["empty"] + 0.4 * estimates["tenth"], 1.3, second)
     rows = compiled(small)
     assert clock.asked == 2 and [rows[name]["kept"] for name in ("empty", "tenth")] == kept
     assert {row["whole"] for row in rows.values()} == {0.7 if second < 1 else 1.3}

@@ -61,12 +61,12 @@ def network():
 
 @pytest.fixture(scope="module")
 def plain(network):
-    return tc.compile(network, "native", storage="plain")
+    return tc.compile(network, "native", storage="plain", keep="never")
 
 
 @pytest.fixture(scope="module")
 def coded(network):
-    return tc.compile(network, "native")
+    return tc.compile(network, "native", keep="never")
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_the_schema_is_new_only_where_weights_are_coded(plain, coded):
 
 
 def test_builds_share_coded_weights(network, tmp_path):
-    tc.compile(network, "x86-64-v3,x86-64-v2").save(tmp_path / "p.tar")
+    tc.compile(network, "x86-64-v3,x86-64-v2", keep="never").save(tmp_path / "p.tar")
     package = Package.load(tmp_path / "p.tar")
     assert rows_of(package) and package.verify().ok
     first, *others = (tc.deploy(package, build=build.target)(X)["y"] for build in package.builds if not build.refusal())
@@ -225,7 +225,7 @@ def test_without_zstandard(network, code, tmp_path, monkeypatch):
     of_every_kind(code, "zstd").save(tmp_path / "p.tar")
     monkeypatch.setitem(sys.modules, "zstandard", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'tvmcompress\[zstd\]'"):
-        tc.compile(network, "native", storage="zstd")
+        tc.compile(network, "native", storage="zstd", keep="never")
     package = Package.load(tmp_path / "p.tar")
     assert all(ok for _, ok in package.check_hashes())
     with pytest.raises(MissingDependencyError, match=r"pip install 'tvmcompress\[zstd\]'"):
@@ -243,7 +243,7 @@ def test_what_auto_writes_needs_no_extra(saved):
 
 def test_an_unknown_storage(network):
     with pytest.raises(UsageError, match="storage 'zstdd' is unknown; did you mean 'zstd'"):
-        tc.compile(network, "native", storage="zstdd")
+        tc.compile(network, "native", storage="zstdd", keep="never")
 
 
 def test_disk_memory_and_loading_are_reported(saved):
@@ -257,7 +257,7 @@ def test_disk_memory_and_loading_are_reported(saved):
 
 def test_the_command_line(saved, plain, network, tmp_path, capsys):
     network.save(tmp_path / "s.model")
-    assert quick(f"compile {tmp_path}/s.model --storage xz -o {tmp_path}/xz.tar") == 0
+    assert quick(f"compile {tmp_path}/s.model --keep never --storage xz -o {tmp_path}/xz.tar") == 0
     plain.save(tmp_path / "plain.tar")
     assert quick(f"compile {tmp_path}/s.model --storage rar -o {tmp_path}/rar.tar") == 2
     capsys.readouterr()
