@@ -23,8 +23,8 @@ class Ordered:
     moment: np.ndarray
 
     def between(self, sums: np.ndarray, bounds: np.ndarray) -> np.ndarray:
-        """What lies in each cell that `bounds`, ascending, divide the line into."""
-        return np.diff(sums[np.concatenate([[0], np.searchsorted(self.values, bounds), [len(self.values)]])])
+        """What lies in each cell that `bounds`, ascending, divide the line into; a bound belongs to the lower one."""
+        return np.diff(sums[np.concatenate([[0], np.searchsorted(self.values, bounds, "right"), [len(self.values)]])])
 
 
 def ordered(values: np.ndarray, weights: np.ndarray | None) -> Ordered:
@@ -83,6 +83,7 @@ def lloyd(line: Ordered, centres: np.ndarray, zero: bool) -> np.ndarray:
         moved = np.where(mass > 0, moment / np.where(mass > 0, mass, 1), centres)
         if zero:
             moved[centres == 0] = 0
+        moved = np.unique(moved)  # one that nothing is nearest to may be where another comes to lie
         if np.array_equal(moved, centres):
             break
         centres = moved
