@@ -103,7 +103,7 @@ def test_blocks_come_back(layer, name, kinds, vectors):
     (conv, weight), isa = layer, ISAS[name]
     if (how := product(conv, isa, *kinds)) is None:
         return
-    p = sparse_blocks.plan(conv, isa, how, vectors)
+    p = sparse_blocks.plan(conv, isa, how, vectors, 0.5)
     streams = sparse_blocks.pack(stored(weight, kinds[1]), conv, p)
     np.testing.assert_array_equal(from_blocks(streams, conv, p), weight)
 
@@ -133,7 +133,7 @@ def test_lists_by_hand():
     conv, isa = Conv2d(1, 1, 5, 2, 3, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)), ISAS["rpi4"]
     weight = np.array([[0, 3], [0, 0], [5, 7]], np.float32)[:, :, None, None]
     how = product(conv, isa, "float32", "float32")
-    blocks = sparse_blocks.pack(weight, conv, sparse_blocks.plan(conv, isa, how, 1))
+    blocks = sparse_blocks.pack(weight, conv, sparse_blocks.plan(conv, isa, how, 1, 0.5))
     np.testing.assert_array_equal(blocks.values, [[0, 0, 5, 0], [3, 0, 7, 0]])
     assert blocks.offsets.tolist() == [0, 1] and blocks.pointers.tolist() == [0, 2]
     tile = next(t for t in sparse_rows.tiles(conv, isa, how) if t.slice == 2 and t.parts == 1 and t.columns == 5)
