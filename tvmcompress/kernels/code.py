@@ -25,6 +25,7 @@ class Function:
     params: Sequence[str]
     lines: list[str] = field(default_factory=list)
     count: int = 0
+    declared: str = ""  # what it calls, but for what all may call
 
     def new(self, expression: str) -> str:
         self.count += 1
@@ -189,17 +190,18 @@ def copy(words: Words, depth_bytes: int, stride: int, plane: int, full: int, res
     return f
 
 
-def rows(words: Words, vectors: int, step: int, index: str, span: int, more: bool) -> Function:
+def rows(words: Words, vectors: int, step: int, index: str, more: bool) -> Function:
     """Sums of rows of outputs: for each, weights times vectors of pixels.
 
-    `step` weights at a time; offsets are integers of type `index`; rows of sums lie `span` words apart. `more`: they
-    are added to. Arguments: tile, values, offsets, counts (of weights of a row, and which row it is), how many rows,
-    where the first weight is, sums; weights are counted in steps.
+    `step` weights at a time; offsets are integers of type `index`. `more`: sums are added to. Arguments: tile, values,
+    offsets, counts (of weights of a row, and which row it is), how many rows, where the first weight is, sums of the
+    first row and of the second; weights are counted in steps.
     """
-    name = f"tvmcompress_rows_{words.tag}_{vectors}_{step}_{index}_{span}_{'more' if more else 'first'}"
+    name = f"tvmcompress_rows_{words.tag}_{vectors}_{step}_{index}_{'more' if more else 'first'}"
     arrays = [f"ptr noalias %{name}" for name in ("tile", "values", "offsets", "counts")]
-    f = Function(name, [*arrays, "i32 %count", "i32 %first", "ptr noalias %sums", END])
+    f = Function(name, [*arrays, "i32 %count", "i32 %first", "ptr %sums", "ptr %next", END])
     first = f.new("zext i32 %first to i64")
+    apart = f.new(f"sub i64 {f.new('ptrtoint ptr %next to i64')}, {f.new('ptrtoint ptr %sums to i64')}")
     f.add("br label %row")
     f.add("row:")
     f.add("%r = phi i32 [0, %entry], [%r.next, %done]")
@@ -208,7 +210,7 @@ def rows(words: Words, vectors: int, step: int, index: str, span: int, more: boo
     many, which = (f.new(f"zext i16 {f.new(f'load i16, ptr {f.at(slot, 2 * i)}, align 2')} to i64") for i in range(2))
     f.add(f"%stop = add i64 %begin, {many}")
     begin, end = "%begin", "%stop"
-    out = f.at("%sums", f.new(f"mul i64 {which}, {4 * span}"))
+    out = f.at("%sums", f.new(f"mul i64 {which}, {apart}"))
     places = [f.at(out, v * words.bytes) for v in range(vectors)]
     start = [f.new(f"load {words.sums}, ptr {p}, align 4") if more else "zeroinitializer" for p in places]
     f.add(f"%empty = icmp uge i64 {begin}, {end}")
@@ -316,4 +318,5 @@ HELPERS = "declare i32 @llvm.smax.i32(i32, i32)\ndeclare i32 @llvm.smin.i32(i32,
 
 def module(words: Words, functions: Sequence[Function]) -> str:
     """Text of them all."""
-    return HELPERS + words.declarations() + "".join({f.name: f.text() for f in functions}.values())
+    declared = "".join({f.declared: "" for f in functions})
+    return HELPERS + words.declarations() + declared + "".join({f.name: f.text() for f in functions}.values())

@@ -9,13 +9,16 @@ one for each remainder. Sums of a row of outputs stay in registers over a slice 
 
 Words hold one float, or as many channels as a dot product takes. Within a chunk rows are in the order of how many
 weights they have, so that the processor foresees where their loops end. Results are transposed back in registers.
+
+Where x or the result is PLANES, (n, channels, pixels), nothing is transposed on that side: lines of x are copied as
+they are, and sums go to where they belong.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -25,7 +28,7 @@ from tvm.script import tirx as T
 from tvm.tirx import Expr, PrimFunc
 
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import MACS, code, generic
+from tvmcompress.kernels import MACS, code, code_planes, generic
 from tvmcompress.kernels.choices import Choices, Choose, first, untuned
 from tvmcompress.kernels.conv2d import Conv2d, key
 from tvmcompress.kernels.sparse import (
@@ -45,10 +48,12 @@ from tvmcompress.kernels.sparse import (
 from tvmcompress.kernels.tile import broadcast_from, round_up, whole_vectors
 
 NAME = "sparse_rows"
+PIXELS, PLANES = "pixels", "planes"  # layouts: (n, h, w, channels) and (n, channels, h * w)
 CHUNKS = (64, 32, 16)  # outputs, whose sums wait in the cache to be transposed
 LATENCY = 4  # cycles of a multiply-add
 MISSED = 20  # cycles of a branch that was not foreseen
 MOVED = 0.35  # cycles for a word that is transposed
+COPIED = 0.12  # and for one that is not
 STEP = 2  # weights of a row come in multiples of it: a loop of so many has half the branches
 
 
@@ -71,6 +76,8 @@ class Plan:
     product: Product
     tile: Tile
     conv: Conv2d
+    source: str = PIXELS
+    result: str = PIXELS
 
     @property
     def steps(self) -> int:
@@ -123,26 +130,51 @@ class Plan:
         return self.tile.chunk
 
     @property
+    def pixels(self) -> int:
+        """Of a tile, as results lie in planes."""
+        return self.tile.rows * self.tile.columns
+
+    @property
+    def direct(self) -> bool:
+        """Whether sums are results: planes, where what the last vector of an output has too much hurts nobody."""
+        tiles = -(-self.conv.out[0] // self.tile.rows) * -(-self.conv.out[1] // self.tile.columns)
+        return self.result == PLANES and self.tile.rows == 1 and (tiles == 1 or self.pixels % self.product.lanes == 0)
+
+    @property
     def chunks(self) -> int:
         """In all; each part has as many."""
         return round_up(-(-self.conv.oc // self.chunk), self.tile.parts)
 
 
-def name_of(conv: Conv2d, product: Product) -> str:
+def name_of(conv: Conv2d, product: Product, source: str = PIXELS, result: str = PIXELS) -> str:
     """What the kernel is known by."""
-    return f"sparse {key(conv, product.data)}"
+    layouts = f" {source} {result}" if PLANES in (source, result) else ""
+    return f"sparse {key(conv, product.data)}{layouts}"
 
 
-def plan(conv: Conv2d, isa: Isa, product: Product, density: float, choices: Choices = untuned) -> Plan | None:
-    """None where windows are so large that no tile is in reach."""
+def flat(conv: Conv2d) -> Conv2d:
+    """The same sums over one row of all pixels, where none depends on where rows end."""
+    (kh, kw), same = conv.kernel, conv.strides == (1, 1) and not any(conv.padding)
+    return replace(conv, h=1, w=conv.h * conv.w) if kh == kw == 1 and same else conv
+
+
+def plan(
+    conv: Conv2d, isa: Isa, product: Product, density: float, choices: Choices = untuned,
+    source: str = PIXELS, result: str = PIXELS,
+) -> Plan | None:  # fmt: skip
+    """None where windows are so large that no tile is in reach, or rows too long for a layout."""
+    plans = [Plan(product, tile, conv, source, result) for tile in tiles(conv, isa, product)]
+    # A tile of planes is a run of memory.
     found = [
-        (cost(Plan(product, tile, conv), isa, density), number, tile)
-        for number, tile in enumerate(tiles(conv, isa, product))
+        (cost(p, isa, density), number, p.tile)
+        for number, p in enumerate(plans)
+        if result == PIXELS or p.tile.columns == conv.out[1] or (conv.out[0] == 1 and p.direct)
     ]
     if not found:
         return None
     found.sort()
-    return Plan(product, choices(name_of(conv, product))("tile", [tile for _, _, tile in found]), conv)
+    decided = choices(name_of(conv, product, source, result))("tile", [tile for _, _, tile in found])
+    return Plan(product, decided, conv, source, result)
 
 
 def tiles(conv: Conv2d, isa: Isa, product: Product) -> list[Tile]:
@@ -193,7 +225,9 @@ def cost(p: Plan, isa: Isa, density: float) -> float:
     row += p.vectors * (1 if p.slices == 1 else 2)
     copied = p.steps * p.lines * len(p.phases) * round_up(p.line, lanes)
     written = rows * tile.rows * round_up(tile.columns, lanes)
-    each = rows * row * p.slices + MOVED * (copied + written)
+    moved = (MOVED if p.source == PIXELS else COPIED) * copied
+    moved += (MOVED if p.result == PIXELS else 0 if p.direct else COPIED) * written
+    each = rows * row * p.slices + moved
     return each * math.ceil(tasks / isa.cores)
 
 
@@ -246,7 +280,7 @@ def round_up_array(counts: np.ndarray) -> np.ndarray:
 PROGRAM = """
 @T.prim_func(private=True, s_tir=True)
 def sparse_rows(
-    x: T.Buffer((n, height, wide, channels), data),
+    x: T.Buffer(image, data),
     values: T.Buffer((count,), word),
     offsets: T.Buffer((count,), index),
     pointers: T.Buffer((slots, 2), "uint16"),
@@ -255,13 +289,12 @@ def sparse_rows(
 ):
     T.func_attr({{"tirx.noalias": True, "op_pattern": 4}})
     tile = T.sblock_alloc_buffer((n, heights, widths, parts, length), kind)
-    y = T.sblock_alloc_buffer((n, heights * rows, widths * columns, chunks * chunk), sums)
+    y = T.sblock_alloc_buffer({scratch}, sums)
     for i, h, w, s in T.grid(n, heights, widths, parts):
         with T.sblock("copy"):
             vi, vh, vw, vs = T.axis.remap("SSSS", [i, h, w, s])
-            T.reads(x[vi, 0:height, 0:wide, 0:channels])
+            T.reads({read})
             T.writes(tile[vi, vh, vw, vs, 0:length])
-            for l, g in T.grid(lines, groups):
 {copies}
         for c in range(chunks // parts):
             with T.sblock("sparse_rows"):
@@ -272,27 +305,32 @@ def sparse_rows(
                     pointers[vc * (slices * chunk) : vc * (slices * chunk) + slices * chunk, 0:2],
                     firsts[vc * slices : vc * slices + slices],
                 )
-                T.writes(
-                    y[vi, vh * rows : vh * rows + rows, vw * columns : vw * columns + columns,
-                      vc * chunk : vc * chunk + chunk]
-                )
+                T.writes({written})
                 T.sblock_attr(facts)
-                waiting = T.alloc_buffer((chunk * span,), sums)
-{slices}
-                for o, r in T.grid(chunk // lanes, rows):
-{results}
-    for {indices} in T.grid({extents}):
+{waiting}{slices}{results}    for {indices} in T.grid({extents}):
         with T.sblock("crop"):
             {axes} = T.axis.remap("{kinds}", [{indices}])
-            out[{axes}] = y[{image}, {across}, {last}]
+            out[{axes}] = y[{place}]
 """
-COPY = """                T.evaluate(call(
-                    copy_name, T.address_of(x[vi, T.max(T.min({row}, height - 1), 0), 0, 0]),
+COPY = """            for l, g in T.grid(lines, groups):
+                T.evaluate(call(
+                    "{name}", T.address_of(x[vi, T.max(T.min({row}, height - 1), 0), 0, 0]),
                     T.Cast("int32", (vw * columns + g * lanes) * {right} + {column}),
                     T.if_then_else(T.And({row} >= 0, {row} < height), T.Cast("int32", wide), 0),
                     T.address_of(tile[vi, vh, vw, vs, {base} + l * line + g * lanes]), fill,
                     T.address_of(tile[vi, vh, vw, vs, length - 1]),
                 ))
+"""
+LINE = """            for l in T.grid(lines):
+                T.evaluate(call(
+                    "{name}", T.address_of(x[vi, 0, T.max(T.min({row}, height - 1), 0) * wide]),
+                    T.Cast("int32", vw * columns * {right} + {column}),
+                    T.if_then_else(T.And({row} >= 0, {row} < height), T.Cast("int32", wide), 0),
+                    T.address_of(tile[vi, vh, vw, vs, {base} + l * line]), fill,
+                    T.address_of(tile[vi, vh, vw, vs, length - 1]),
+                ))
+"""
+WAITING = """                waiting = T.alloc_buffer((chunk * span,), sums)
 """
 SLICE = """                {loop}
                     T.evaluate(call(
@@ -300,10 +338,11 @@ SLICE = """                {loop}
                         T.address_of(values[0]), T.address_of(offsets[0]),
                         T.address_of(pointers[(vc * slices + {number}) * chunk, 0]), T.Cast("int32", chunk),
                         firsts[vc * slices + {number}],
-                        T.address_of(waiting[0]), T.address_of(waiting[chunk * span - 1]),
+                        T.address_of({sums}), T.address_of({next}), T.address_of({end}),
                     ))
 """
-RESULT = """                    {loop}
+RESULT = """                for o, r in T.grid(chunk // lanes, rows):
+                    {loop}
                         T.evaluate(call(
                             "{name}", T.address_of(waiting[o * (lanes * span) + r * line + {group} * lanes]),
                             T.address_of(y[vi, vh * rows + r, vw * columns + {group} * lanes, vc * chunk + o * lanes]),
@@ -313,6 +352,28 @@ RESULT = """                    {loop}
                                            vc * chunk + (chunk - 1)]),
                         ))
 """
+LINES = """                T.evaluate(call(
+                    "{name}", T.address_of(waiting[0]), T.address_of({sums}), T.address_of({next}),
+                    T.address_of({end}),
+                ))
+"""
+# Of a tile and chunk, in planes: the sums of the first output, of the second, and the last ones.
+PLACES = {
+    "sums": "y[vi, vc * chunk, (vh * widths + vw) * pixels]",
+    "next": "y[vi, vc * chunk + 1, (vh * widths + vw) * pixels]",
+    "end": "y[vi, vc * chunk + (chunk - 1), (vh * widths + vw) * pixels + (pixels - 1)]",
+}
+HELD = {"sums": "waiting[0]", "next": "waiting[span]", "end": "waiting[chunk * span - 1]"}
+PIXEL_TEXT = {
+    "scratch": "(n, heights * rows, widths * columns, chunks * chunk)",
+    "written": "y[vi, vh * rows : vh * rows + rows, vw * columns : vw * columns + columns, "
+    "vc * chunk : vc * chunk + chunk]",
+}
+PLANE_TEXT = {
+    "scratch": "(n, chunks * chunk, heights * widths * pixels)",
+    "written": "y[vi, vc * chunk : vc * chunk + chunk, "
+    "(vh * widths + vw) * pixels : (vh * widths + vw) * pixels + pixels]",
+}
 
 
 def program(p: Plan, streams: Streams, shape: Sequence[int], fill: int = 0) -> PrimFunc:
@@ -323,52 +384,87 @@ def program(p: Plan, streams: Streams, shape: Sequence[int], fill: int = 0) -> P
 
 @lru_cache(256)
 def written(p: Plan, count: int, word: str, index: str, shape: tuple[int, ...], fill: int) -> PrimFunc:
-    """x (n, h, w, c), then `Streams.arrays`; `shape` as in `sparse_blocks`; `fill` is what padding holds."""
+    """x (n, h, w, c) or planes of it, then `Streams.arrays`; `shape` as in `sparse_blocks`, or that of planes; `fill`
+    is what padding holds."""
     conv, product, lanes, words = p.conv, p.product, p.product.lanes, p.product.words
     oh, ow = conv.out
     kind, span = "int32" if product.depth > 1 else product.data, p.vectors * lanes
-    pixel = round_up(conv.c, product.depth) // product.depth * 4
-    copied = code.copy(words, pixel, conv.strides[1], p.plane, p.steps // lanes, p.steps % lanes)
-    first, more = (code.rows(words, p.vectors, STEP, BITS[index], span, again) for again in (False, True))
-    wholes, rest = divmod(p.tile.columns, lanes)
-    stored = [code.results(words, span, width) for width in (lanes, rest) if width]
+    channels = round_up(conv.c, product.depth)
+    planes_in, planes_out = p.source == PLANES, p.result == PLANES
+    first, more = (code.rows(words, p.vectors, STEP, BITS[index], again) for again in (False, True))
+    copied, stored = copy_function(p), result_functions(p, span)
     functions = [copied, first, *([more] if p.slices > 1 else []), *stored]
+    facts = attributes(NAME, name_of(conv, product, p.source, p.result), conv, product, functions)
     names = {
-        "T": T, "n": conv.n, "height": conv.h, "wide": conv.w, "channels": round_up(conv.c, product.depth),
+        "T": T, "n": conv.n, "height": conv.h, "wide": conv.w, "channels": channels, "area": conv.h * conv.w,
+        "image": [conv.n, channels, conv.h * conv.w] if planes_in else [conv.n, conv.h, conv.w, channels],
         "data": product.data, "count": count, "word": word, "kind": kind,
         "index": index, "slots": p.chunks * p.chunk * p.slices, "shape": [*shape], "sums": product.sums,
         "heights": -(-oh // p.tile.rows), "widths": -(-ow // p.tile.columns), "rows": p.tile.rows,
         "columns": p.tile.columns, "parts": p.tile.parts, "length": p.length, "chunks": p.chunks, "chunk": p.chunk,
         "slices": p.slices, "slice": p.tile.slice * p.plane, "span": span, "lanes": lanes, "lines": p.lines,
-        "line": p.line, "groups": -(-p.line // lanes), "copy_name": copied.name, "call": called,
-        "fill": fill_word(p, fill), "facts": attributes(NAME, name_of(conv, product), conv, product, functions),
+        "line": p.line, "groups": -(-p.line // lanes), "call": called, "fill": fill_word(p, fill), "facts": facts,
+        # What the last vector of an output has too much: see `direct`.
+        "pixels": round_up(p.pixels, lanes) if p.direct else p.pixels,
     }  # fmt: skip
+    axes = result_axes(shape, (conv.n, oh, ow, conv.oc))
     text = PROGRAM.format(
-        copies="".join(copy_of(p, phase) for phase in range(len(p.phases))),
-        slices=slices(p, first, more),
-        results=results(wholes, rest, [one.name for one in stored]),
-        **result_axes(shape, (conv.n, oh, ow, conv.oc)),
+        read="x[vi, 0:channels, 0:area]" if planes_in else "x[vi, 0:height, 0:wide, 0:channels]",
+        copies="".join(copy_of(p, phase, copied.name) for phase in range(len(p.phases))),
+        waiting="" if p.direct else WAITING,
+        slices=slices(p, first, more, PLACES if p.direct else HELD),
+        results=results(p, [one.name for one in stored]),
+        place=axes["axes"] if planes_out else "{image}, {across}, {last}".format(**axes),
+        **(PLANE_TEXT if planes_out else PIXEL_TEXT),
+        **axes,
     )
     return tvm.script.from_source(text, wide(names))
 
 
-def copy_of(p: Plan, phase: int) -> str:
+def copy_function(p: Plan) -> code.Function:
+    """What fills the copy: lines of all channels."""
+    conv, words = p.conv, p.product.words
+    if p.source == PLANES:
+        groups = -(-p.line // words.lanes)
+        return code_planes.copy(words, conv.strides[1], groups, conv.h * conv.w, p.plane, conv.c)
+    pixel = round_up(conv.c, p.product.depth) // p.product.depth * 4
+    return code.copy(words, pixel, conv.strides[1], p.plane, p.steps // words.lanes, p.steps % words.lanes)
+
+
+def result_functions(p: Plan, span: int) -> list[code.Function]:
+    """What turns sums into results."""
+    words, lanes = p.product.words, p.product.lanes
+    if p.direct:
+        return []
+    if p.result == PLANES:
+        return [code_planes.lines(words, p.chunk, span, p.tile.rows, p.line, p.tile.columns)]
+    wholes, rest = divmod(p.tile.columns, lanes)
+    return [code.results(words, span, width) for width in (lanes if wholes else 0, rest) if width]
+
+
+def copy_of(p: Plan, phase: int, name: str) -> str:
     """The text that fills one phase of the copy."""
     (a, b), (sh, sw), (top, left, _, _) = p.phases[phase], p.conv.strides, p.conv.padding
     row = f"((vh * rows + l) * {sh} + {a - top})"
-    return COPY.format(row=row, right=sw, column=b - left, base=phase * p.image)
+    text = LINE if p.source == PLANES else COPY
+    return text.format(row=row, right=sw, column=b - left, base=phase * p.image, name=name)
 
 
-def slices(p: Plan, first: code.Function, more: code.Function) -> str:
+def slices(p: Plan, first: code.Function, more: code.Function, places: Mapping[str, str]) -> str:
     """The text that sums a chunk's rows, slice by slice."""
-    text = SLICE.format(loop="for p in range(1):", name=first.name, number="p")
+    text = SLICE.format(loop="for p in range(1):", name=first.name, number="p", **places)
     if p.slices > 1:
-        text += SLICE.format(loop="for p in range(slices - 1):", name=more.name, number="(p + 1)")
+        text += SLICE.format(loop="for p in range(slices - 1):", name=more.name, number="(p + 1)", **places)
     return text
 
 
-def results(wholes: int, rest: int, names: Sequence[str]) -> str:
-    """The text that turns the sums of a row of pixels into results: whole vectors of them, and what is left."""
+def results(p: Plan, names: Sequence[str]) -> str:
+    """The text that turns the sums of a chunk into results: for pixels whole vectors of a row, and what is left."""
+    if p.direct:
+        return ""
+    if p.result == PLANES:
+        return LINES.format(name=names[0], **PLACES)
+    wholes, rest = divmod(p.tile.columns, p.product.lanes)
     text = RESULT.format(loop=f"for g in range({wholes}):", name=names[0], group="g") if wholes else ""
     if rest:
         text += RESULT.format(loop="for g in range(1):", name=names[-1], group=f"({wholes} + g)")

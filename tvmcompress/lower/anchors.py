@@ -6,8 +6,11 @@ constants, which `weights` later moves to load time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import tvm
@@ -23,7 +26,9 @@ from tvmcompress.kernels import movement, normalization, tile, winograd, woven
 from tvmcompress.kernels.choices import Choices, untuned
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.sparse import Product
+from tvmcompress.kernels.sparse_rows import PIXELS, PLANES
 from tvmcompress.lower import packing, shared_rows, sparse
+from tvmcompress.lower.planes import Views, images, in_planes
 from tvmcompress.lower.sparse import KEEP, Keep
 
 FLOATS = ("float32", "float16", "bfloat16")
@@ -38,7 +43,8 @@ class Anchors:
     def __init__(self, isa: Isa, choices: Choices, neutral: bool = False, keep: Keep = KEEP) -> None:
         self.isa, self.choices, self.neutral, self.keep = isa, choices, neutral, keep
         self.done: list[dict] = []
-        self.zeros: dict[str, dict] = {}  # what became of layers whose weights hold zeros, by name
+        self.kept: dict[str, tuple[sparse.Sparse | None, dict]] = {}  # what became of layers whose weights hold zeros
+        self.views = Views(set())
         self.bits: dict[Expr, Expr] = {}  # what is read as the bits of bfloat16, and these
         self.handlers: dict[str, Callable] = {
             "relax.nn.conv2d": self.conv2d,
@@ -51,6 +57,8 @@ class Anchors:
         }
 
     def __call__(self, rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
+        if (view := self.views(rw, var, expr)) is not None:
+            return view
         handler = self.handlers.get(op_name(expr))
         data = [a for a in getattr(expr, "args", ()) if not isinstance(a, relax.ShapeExpr)]
         if handler is None or not all(graph.has_static_shape(a) for a in data):
@@ -62,25 +70,19 @@ class Anchors:
         self.done.append(row | ({"tile": [tile.pixels, tile.vectors]} if tile else {}))
 
     def conv2d(self, rw, var, expr):
-        a, weight = expr.attrs, expr.args[1]
-        if a.data_layout != "NHWC" or a.kernel_layout != "OIHW":
+        weight, kinds = expr.args[1], (graph.dtype(expr.args[0]), graph.dtype(expr.args[1]))
+        if not supported(*kinds) or (found := convolution(rw.definition, expr)) is None:
             return None
-        kinds = graph.dtype(expr.args[0]), graph.dtype(weight)
-        if not supported(*kinds):
-            return None
-        x, padding, fill = absorb_padding(rw, expr.args[0], [int(p) for p in a.padding])
-        n, h, w, c = graph.shape(x)
-        oc, ic, kh, kw = graph.shape(weight)
-        pair = lambda v: tuple(int(i) for i in v)  # noqa: E731
-        conv = Conv2d(n, h, w, c, oc, (kh, kw), pair(a.strides), padding, pair(a.dilation), int(a.groups))
+        x, conv, fill = found
+        c, ic, planes = conv.c, graph.shape(weight)[1], self.views.planes.get(x)
         if conv.groups == 1:
             x = self.whole_steps(rw, x, conv_kernel.instruction(conv, self.isa, *kinds)[0])
             c = graph.shape(x)[-1]
             conv = replace(conv, c=c, zeros=c - ic)
-        shape = (n, *conv.out, oc)
-        if (call := self.sparse(rw, var, x, weight, conv, kinds, fill, shape, "conv2d")) is not None:
+        shape = (conv.n, *conv.out, conv.oc)
+        if (call := self.sparse(rw, var, x, weight, conv, kinds, fill, shape, "conv2d", planes)) is not None:
             return call
-        if conv.groups == c and conv.groups > 1 and oc % c == 0:
+        if conv.groups == c and conv.groups > 1 and conv.oc % c == 0:
             return self.depthwise(rw, var, x, weight, conv, fill)
         if kinds == ("float32", "float32") and (fast := winograd.plan(conv, self.isa, self.choices)):
             return self.winograd(rw, var, x, weight, conv, fast)
@@ -100,23 +102,57 @@ class Anchors:
         )
         return cast_back(rw, call, var)
 
-    def sparse(self, rw, var, x, weight, conv: Conv2d, kinds, fill: int, shape, kind: str):
-        """A sparse kernel's call with a result of `shape`, or None."""
+    def decide(self, name: str, value: np.ndarray, conv: Conv2d, kinds) -> sparse.Sparse | None:
+        """The sparse kernel for a layer, once."""
+        if name not in self.kept:
+            self.kept[name] = sparse.kept(value, conv, self.isa, kinds, self.keep, name, self.choices)
+        return self.kept[name][0]
+
+    def sparse(self, rw, var, x, weight, conv: Conv2d, kinds, fill: int, shape, kind: str, planes: Expr | None = None):
+        """A sparse kernel's call with a result of `shape`, or None. `planes`: x as such."""
         value = sparse.stored(rw, weight)
         if value is None:
             return None
         value = value.T[:, :, None, None] if kind == "matmul" else value
-        kernel, self.zeros[var.name] = sparse.kept(value, conv, self.isa, kinds, self.keep, var.name, self.choices)
+        kernel = self.decide(var.name, value, conv, kinds)
         if kernel is None:
             return None
         self.note(var, kind, conv.macs, kinds, None)
-        how = kernel.plan.product
+        how, apart = kernel.plan.product, var in self.views.members
+        layouts = PLANES if planes is not None else PIXELS, PLANES if apart else PIXELS
+        if PLANES in layouts and (other := sparse.by_layout(kernel, conv, self.isa, self.choices, *layouts)):
+            kernel, x = other, x if planes is None else planes
+            shape = (conv.n, conv.oc, math.prod(conv.out)) if apart else shape
         x = self.operand(rw, x, how)
         x = x if graph.dtype(x) == how.data else rw.emit(relax.op.astype(x, how.data))
+        x = kernel.source(rw, x, conv, fill) if planes is None else x
         streams = kernel.pack(value, conv)
         function = rw.builder.add_func(kernel.program(conv, streams, shape, fill), f"{kind}_sparse")
-        operands = [kernel.source(rw, x, conv, fill), *(graph.const(array) for array in streams.arrays)]
-        return cast_back(rw, relax.op.call_tir(function, operands, relax.TensorType(list(shape), how.sums)), var)
+        operands = [x, *(graph.const(array) for array in streams.arrays)]
+        call = relax.op.call_tir(function, operands, relax.TensorType(list(shape), how.sums))
+        return self.views.view(rw, call, var) if apart else cast_back(rw, call, var)
+
+    def data_of(self, definitions: Mapping[graph.Var, Expr], var: graph.Var, expr: Expr) -> list[graph.Var]:
+        """What a layer reads whose kernel takes and gives planes: see `planes.in_planes`."""
+        if op_name(expr) not in ("relax.nn.conv2d", "relax.matmul") or not graph.has_static_shape(var):
+            return []
+        x, weight = expr.args
+        if not graph.is_const(weight) or not graph.has_static_shape(x) or graph.dtype(x) != "float32":
+            return []
+        if graph.dtype(weight) != "float32" or 0 in graph.shape(var):
+            return []
+        image, value = x, graph.value(weight)
+        if op_name(expr) == "relax.matmul":
+            conv = row_of_pixels(graph.shape(x), graph.shape(weight))
+            value = value.T[:, :, None, None] if conv else value
+        else:
+            image, conv, _ = convolution(definitions.get, expr)
+        if conv is None or conv.groups > 1 or not isinstance(image, relax.Var) or conv.n != images(graph.shape(image)):
+            return []
+        kernel = self.decide(var.name, value, conv, ("float32", "float32"))
+        if kernel is None or sparse.by_layout(kernel, conv, self.isa, self.choices, PLANES, PLANES) is None:
+            return []
+        return [image] if image is x else [image, x]
 
     def winograd(self, rw, var, x, weight, conv, p: winograd.Plan):
         self.note(var, "conv2d", conv.macs, ("float32", "float32"), p.tile)
@@ -214,15 +250,14 @@ class Anchors:
         return cast_back(rw, call, var)
 
     def sparse_matmul(self, rw, var, x, y, kinds):
-        """As a convolution of one row of pixels."""
-        *lead, m, k = graph.shape(x)
-        if sum(size != 1 for size in lead) > 1 or sparse.stored(rw, y) is None:
+        conv = row_of_pixels(graph.shape(x), graph.shape(y))
+        if conv is None or sparse.stored(rw, y) is None:
             return None
-        conv = Conv2d(int(np.prod(lead)), 1, m, k, graph.shape(y)[1], (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
-        image = rw.emit(relax.op.reshape(x, (conv.n, 1, m, k)))
+        image = rw.emit(relax.op.reshape(x, (conv.n, 1, conv.w, conv.c)))
         image = self.whole_steps(rw, image, conv_kernel.instruction(conv, self.isa, *kinds)[0])
-        conv = replace(conv, c=graph.shape(image)[-1], zeros=graph.shape(image)[-1] - k)
-        return self.sparse(rw, var, image, y, conv, kinds, 0, graph.shape(var), "matmul")
+        c = graph.shape(image)[-1]
+        conv, planes = replace(conv, c=c, zeros=c - conv.c), self.views.planes.get(x)
+        return self.sparse(rw, var, image, y, conv, kinds, 0, graph.shape(var), "matmul", planes)
 
     def concat(self, rw, var, expr):
         parts = expr.args[0]
@@ -331,9 +366,31 @@ def cast_back(rw: Rewriter, call: Expr, var: graph.Var) -> Expr:
     return out if graph.dtype(out) == graph.dtype(var) else relax.op.astype(out, graph.dtype(var))
 
 
-def absorb_padding(rw: Rewriter, x: Expr, padding: list[int]) -> tuple[Expr, tuple[int, ...], int]:
+Definition = Callable[[Expr], Any]
+
+
+def convolution(definition: Definition, expr: Expr) -> tuple[Expr, Conv2d, int] | None:
+    """Of channels last: its data, what it is, and what padding holds."""
+    a, weight = expr.attrs, expr.args[1]
+    if a.data_layout != "NHWC" or a.kernel_layout != "OIHW":
+        return None
+    x, padding, fill = absorb_padding(definition, expr.args[0], [int(p) for p in a.padding])
+    pair = lambda v: tuple(int(i) for i in v)  # noqa: E731
+    oc, _, kh, kw = graph.shape(weight)
+    return x, Conv2d(*graph.shape(x), oc, (kh, kw), pair(a.strides), padding, pair(a.dilation), int(a.groups)), fill
+
+
+def row_of_pixels(shape: tuple[int, ...], weight: tuple[int, ...]) -> Conv2d | None:
+    """The product x (…, m, k) times (k, n) as a convolution, where all images but one are empty axes."""
+    *lead, m, k = shape
+    if sum(size != 1 for size in lead) > 1 or len(weight) != 2:
+        return None
+    return Conv2d(math.prod(lead), 1, m, k, weight[1], (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
+
+
+def absorb_padding(definition: Definition, x: Expr, padding: list[int]) -> tuple[Expr, tuple[int, ...], int]:
     """A pad over the two spatial axes right before becomes the convolution's own: (data, padding, fill)."""
-    call = rw.definition(x)
+    call = definition(x)
     fill = 0
     if call is not None and op_name(call) == "relax.nn.pad" and str(call.attrs.pad_mode) == "constant":
         (n0, n1, top, bottom, left, right, c0, c1) = (int(w) for w in call.attrs.pad_width)
@@ -367,5 +424,7 @@ def anchors(
     `neutral` keeps weights in the program's own layout: they are packed when a package is loaded.
     """
     visitor = Anchors(isa, choices, neutral, keep)
+    visitor.views = Views(in_planes(mod, partial(visitor.data_of, graph.definitions(mod))))
     mod = graph.rewrite(mod, visitor)
-    return mod, [row | {"sparse": zeros} if (zeros := visitor.zeros.get(row["name"])) else row for row in visitor.done]
+    said = {name: row for name, (_, row) in visitor.kept.items() if row}
+    return mod, [row | {"sparse": said[row["name"]]} if row["name"] in said else row for row in visitor.done]

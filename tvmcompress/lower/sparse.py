@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -69,7 +69,8 @@ class Sparse:
     def source(self, rw: Rewriter, x: Expr, conv: Conv2d, fill: int) -> Expr:
         """x (n, h, w, c) as the kernel reads it."""
         if isinstance(self.plan, sparse_rows.Plan):
-            return x
+            own = self.plan.conv
+            return x if own == conv else rw.emit(relax.op.reshape(x, (own.n, own.h, own.w, graph.shape(x)[-1])))
         image = sparse_blocks.source(conv, self.plan)
         if image.padded(conv):
             x = rw.emit(rw.builder.call_te(lambda data: padded(data, conv, image, fill), x, primfunc_name_hint="pad"))
@@ -84,6 +85,15 @@ def stored(rw: Rewriter, weight: Expr) -> np.ndarray | None:
     if graph.is_const(weight) or graph.op_name(call) in (ops.LOOK_UP, ops.HASHED):
         return constants.known(weight, rw.definition)
     return None
+
+
+def by_layout(kernel: Sparse, conv: Conv2d, isa: Isa, choices: Choices, source: str, result: str) -> Sparse | None:
+    """The kernel with planes for activations (see `sparse_rows`), where there is one."""
+    if not isinstance(kernel.plan, sparse_rows.Plan) or kernel.plan.product.data != "float32":
+        return None
+    conv = sparse_rows.flat(conv) if result == sparse_rows.PLANES else conv
+    p = sparse_rows.plan(conv, isa, kernel.plan.product, kernel.density, choices, source, result)
+    return replace(kernel, plan=p, cycles=sparse_rows.cost(p, isa, kernel.density)) if p else None
 
 
 def padded(x: te.Tensor, conv: Conv2d, image: sparse_blocks.Source, fill: int) -> te.Tensor:

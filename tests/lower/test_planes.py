@@ -1,0 +1,186 @@
+"""Activations between sparse layers as planes: what becomes planes, what does not, and that results are the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tvm
+from tvm import relax
+
+from tests.lower.test_sparse import built, calls, normal, pruned, results, rows_of
+from tests.lower.tools import need
+from tvmcompress.ir import evaluate, graph
+from tvmcompress.lower import sparse
+
+op, nn = relax.op, relax.op.nn
+X86 = ("native", "x86-64-v3", "x86-64-v2")
+
+
+@pytest.fixture(autouse=True)
+def rows(monkeypatch):
+    """Layers as small as these would be blocks, most of them full."""
+    every = sparse.candidates
+    monkeypatch.setattr(sparse, "candidates", lambda *given: [one for one in every(*given) if one.text == "rows"])
+
+
+def agree(mod: tvm.IRModule, name: str = "native", planes: int | None = None) -> list[str]:
+    """The program's results are those of its operators; `planes`: kernels that read or write such."""
+    rng = np.random.default_rng(0)
+    (x,) = (rng.standard_normal(graph.shape(p)).astype(np.float32) for p in mod["main"].params)
+    lowered = built(mod, name=name)
+    for got, wanted in zip(results(lowered, x, name), evaluate.evaluate(mod, [x]), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+    keys = [key for key in calls(lowered) if key.startswith("sparse ")]
+    if planes is not None:
+        assert sum("planes" in key for key in keys) == planes, keys
+    return keys
+
+
+def conv(rw, x, seed: int, outputs: int, kernel: int = 1, stride: int = 1, padding: int = 0, dilation: int = 1):
+    weight = pruned(seed, outputs, graph.shape(x)[1], kernel, kernel)
+    return rw.emit(nn.conv2d(x, graph.const(weight), stride, padding, dilation), f"c{seed}")
+
+
+def bias(rw, x, seed: int):
+    return rw.emit(op.add(x, graph.const(normal(seed, graph.shape(x)[1], 1, 1))))
+
+
+def bottleneck(rw, x, seed: int, outputs: int, stride: int = 1):
+    y = rw.emit(nn.relu(bias(rw, conv(rw, x, seed, outputs // 2), seed)))
+    y = rw.emit(nn.relu(bias(rw, conv(rw, y, seed + 1, outputs // 2, 3, stride, 1), seed + 1)))
+    y = bias(rw, conv(rw, y, seed + 2, outputs), seed + 2)
+    side = x if graph.shape(x) == graph.shape(y) else conv(rw, x, seed + 3, outputs, 1, stride)
+    return rw.emit(nn.relu(rw.emit(op.add(y, side))))
+
+
+@pytest.mark.parametrize("name", X86)
+@pytest.mark.parametrize("size", [13, 40])
+def test_residual_blocks(name, size):
+    """From the stem, which is dense, to the average all is planes; the first two layers read pixels."""
+    need(name)
+    stem, last = normal(90, 24, 3, 3, 3), normal(91, 48, 10)
+
+    def body(rw, x):
+        x = rw.emit(nn.relu(rw.emit(nn.conv2d(x, graph.const(stem), 1, 1))))
+        for seed, outputs, stride in ((10, 40, 1), (20, 40, 1), (30, 48, 2)):
+            x = bottleneck(rw, x, seed, outputs, stride)
+        x = rw.emit(op.mean(x, [2, 3], keepdims=True))
+        return [rw.emit(op.matmul(rw.emit(op.reshape(x, (2, 48))), graph.const(last)))]
+
+    keys = agree(graph.program([("x", (2, 3, size, size), "float32")], body), name)
+    assert sum(key.endswith("pixels planes") for key in keys) == 2
+    assert sum(key.endswith("planes planes") for key in keys) == len(keys) - 2 >= 6
+
+
+LAYERS = [
+    # size, channels, outputs, kernel, stride, padding, dilation
+    ((5, 7), 3, 5, 1, 1, 0, 1),
+    ((9, 33), 17, 20, 3, 1, 1, 1),
+    ((20, 20), 6, 70, 3, 2, 1, 1),
+    ((15, 31), 20, 9, 5, 3, 2, 1),
+    ((24, 18), 33, 16, 3, 1, 2, 2),
+    ((11, 50), 8, 8, 2, 4, 0, 1),
+    ((3, 50), 8, 33, 3, 1, 1, 1),
+    ((1, 1), 64, 64, 1, 1, 0, 1),
+    ((40, 40), 16, 32, 1, 2, 0, 1),
+    ((7, 7), 64, 64, 3, 1, 1, 1),
+]
+
+
+@pytest.mark.parametrize("name", X86)
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_every_form_of_layer(layer, name):
+    """Three in a row, so that the one in the middle reads and writes planes, the others on one side alone."""
+    need(name)
+    size, channels, outputs, kernel, stride, padding, dilation = layer
+
+    def body(rw, x):
+        x = rw.emit(nn.relu(bias(rw, conv(rw, x, 1, channels), 1)))
+        x = bias(rw, conv(rw, x, 2, outputs, kernel, stride, padding, dilation), 2)
+        return [conv(rw, rw.emit(nn.relu(x)), 3, 12)]
+
+    agree(graph.program([("x", (2, 4, *size), "float32")], body), name, 3)
+
+
+def test_rows_too_long_for_a_tile_stay_pixels():
+    """Sums of a row of 900 pixels do not fit the registers, and with a window it is no run of memory."""
+
+    def body(rw, x):
+        x = rw.emit(nn.relu(conv(rw, x, 1, 8, 3, 1, 1)))
+        return [conv(rw, x, 2, 8, 3, 1, 1)]
+
+    agree(graph.program([("x", (1, 8, 4, 900), "float32")], body), planes=0)
+
+
+def test_padding_by_an_operator():
+    def body(rw, x):
+        x = rw.emit(nn.relu(conv(rw, x, 1, 8)))
+        padded = rw.emit(nn.pad(x, [0, 0, 0, 0, 1, 2, 0, 1]))
+        return [conv(rw, padded, 2, 8, 3)]
+
+    agree(graph.program([("x", (1, 8, 6, 9), "float32")], body), planes=2)
+
+
+def test_what_a_dense_layer_reads_stays_pixels():
+    dense = normal(5, 8, 8, 1, 1)
+
+    def body(rw, x):
+        x = rw.emit(nn.relu(conv(rw, x, 1, 8)))
+        return [conv(rw, x, 2, 8), rw.emit(nn.conv2d(x, graph.const(dense)))]
+
+    agree(graph.program([("x", (1, 8, 6, 9), "float32")], body), planes=0)
+
+
+def test_results_of_the_program_stay_pixels():
+    def body(rw, x):
+        x = rw.emit(nn.relu(conv(rw, x, 1, 8)))
+        return [conv(rw, x, 2, 8), x]
+
+    agree(graph.program([("x", (1, 8, 6, 9), "float32")], body), planes=0)
+
+
+def test_gates_of_channels():
+    """A gate for each channel of each image, made of what it gates."""
+    squeeze = normal(5, 16, 16, 1, 1)
+
+    def body(rw, x):
+        x = rw.emit(nn.silu(conv(rw, x, 1, 16)))
+        gate = rw.emit(nn.conv2d(rw.emit(op.mean(x, [2, 3], keepdims=True)), graph.const(squeeze)))
+        x = rw.emit(op.multiply(x, rw.emit(op.sigmoid(gate))))
+        return [conv(rw, x, 2, 8)]
+
+    agree(graph.program([("x", (2, 8, 6, 9), "float32")], body), planes=2)
+
+
+def test_clipped_and_by_numbers():
+    def body(rw, x):
+        x = rw.emit(op.clip(conv(rw, x, 1, 16), 0, 6))
+        x = rw.emit(op.multiply(x, graph.const(np.full((1, 1, 1, 1), 0.5, np.float32))))
+        x = rw.emit(op.add(x, graph.const(np.float32(0.25))))
+        return [conv(rw, x, 2, 8)]
+
+    agree(graph.program([("x", (1, 8, 6, 9), "float32")], body), planes=2)
+
+
+@pytest.mark.parametrize("name", X86)
+@pytest.mark.parametrize("shape", [(1, 37, 24), (37, 24), (3, 5, 24)], ids=str)
+def test_products_of_matrices(shape, name):
+    need(name)
+    first, second, shift = pruned(1, 24, 50), pruned(2, 50, 20), normal(3, 50)
+
+    def body(rw, x):
+        x = rw.emit(op.add(rw.emit(op.matmul(x, graph.const(first)), "up"), graph.const(shift)))
+        return [rw.emit(op.matmul(rw.emit(nn.gelu(x)), graph.const(second)), "down")]
+
+    agree(graph.program([("x", shape, "float32")], body), name, 2)
+
+
+def test_the_report_says_the_same():
+    """Formats are those of the weights, whatever activations are."""
+
+    def body(rw, x):
+        return [conv(rw, rw.emit(nn.relu(conv(rw, x, 1, 16))), 2, 16)]
+
+    mod = graph.program([("x", (1, 16, 8, 8), "float32")], body)
+    found = rows_of(built(mod))
+    assert set(found) == {"c1", "c2"} and {row["format"] for row in found.values()} == {"rows"}
