@@ -77,7 +77,10 @@ def from_rows(streams: Streams, p: sparse_rows.Plan) -> np.ndarray:
     taps = {}
     for i in range(kh):
         for j in range(kw):
-            at = p.phases.index((i * dh % sh, j * dw % sw)) * p.image + i * dh // sh * p.line + j * dw // sw
+            # Of the images that hold the row and the column of x that a tap reads, the one that begins nearest.
+            own = [(i * dh - a, j * dw - b, n) for n, (a, b) in enumerate(p.origins)]
+            row, column, image = min((r, c, n) for r, c, n in own if min(r, c) >= 0 and r % sh == 0 and c % sw == 0)
+            at = image * p.image + row // sh * p.line + column // sw
             taps |= {s * p.plane + at: (s, i, j) for s in range(p.tile.slice)}
     assert len(taps) == kh * kw * p.tile.slice
     values, (firsts,) = words(streams, p, depth), streams.more

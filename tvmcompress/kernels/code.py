@@ -220,11 +220,16 @@ def rows(words: Words, vectors: int, step: int, index: str, more: bool) -> Funct
     totals = [f"%s{v}" for v in range(vectors)]
     head = len(f.lines)
     at = f.new(f"mul i64 %j, {step}")
+    # One load for the offsets of a step and one for its weights: loads are what the loop waits for.
+    wide = f"i{step * int(index[1:])}"
+    offsets = f.new(f"load {wide}, ptr {f.new(f'getelementptr {index}, ptr %offsets, i64 {at}')}, align 2")
+    several = f"<{step} x {words.word}>"
+    together = f.new(f"load {several}, ptr {f.new(f'getelementptr {words.word}, ptr %values, i64 {at}')}, align 4")
     for u in range(step):
-        own = at if u == 0 else f.new(f"add i64 {at}, {u}")
-        offset = f.new(f"load {index}, ptr {f.new(f'getelementptr {index}, ptr %offsets, i64 {own}')}, align 2")
-        tap = f.new(f"load {words.word}, ptr {f.new(f'getelementptr {words.word}, ptr %values, i64 {own}')}, align 4")
-        taps = words.splat(f, tap, words.word)
+        shifted = offsets if u == 0 else f.new(f"lshr {wide} {offsets}, {u * int(index[1:])}")
+        offset = f.new(f"trunc {wide} {shifted} to {index}")
+        picked = ", ".join([f"i32 {u}"] * words.lanes)
+        taps = f.new(f"shufflevector {several} {together}, {several} poison, <{words.lanes} x i32> <{picked}>")
         if words.dot:
             taps = f.new(f"bitcast {words.vector} {taps} to {words.weights}")
         data = f.new(f"getelementptr {words.word}, ptr %tile, i64 {f.new(f'zext {index} {offset} to i64')}")

@@ -102,10 +102,10 @@ class Anchors:
         )
         return cast_back(rw, call, var)
 
-    def decide(self, name: str, value: np.ndarray, conv: Conv2d, kinds) -> sparse.Sparse | None:
+    def decide(self, name: str, value: np.ndarray, conv: Conv2d, kinds, planes: bool = False) -> sparse.Sparse | None:
         """The sparse kernel for a layer, once."""
         if name not in self.kept:
-            self.kept[name] = sparse.kept(value, conv, self.isa, kinds, self.keep, name, self.choices)
+            self.kept[name] = sparse.kept(value, conv, self.isa, kinds, self.keep, name, self.choices, planes)
         return self.kept[name][0]
 
     def sparse(self, rw, var, x, weight, conv: Conv2d, kinds, fill: int, shape, kind: str, planes: Expr | None = None):
@@ -141,15 +141,15 @@ class Anchors:
             return []
         if graph.dtype(weight) != "float32" or 0 in graph.shape(var):
             return []
-        image, value = x, graph.value(weight)
+        image, value, conv = x, graph.value(weight), None
         if op_name(expr) == "relax.matmul":
             conv = row_of_pixels(graph.shape(x), graph.shape(weight))
             value = value.T[:, :, None, None] if conv else value
-        else:
-            image, conv, _ = convolution(definitions.get, expr)
+        elif found := convolution(definitions.get, expr):
+            image, conv, _ = found
         if conv is None or conv.groups > 1 or not isinstance(image, relax.Var) or conv.n != images(graph.shape(image)):
             return []
-        kernel = self.decide(var.name, value, conv, ("float32", "float32"))
+        kernel = self.decide(var.name, value, conv, ("float32", "float32"), planes=True)
         if kernel is None or sparse.by_layout(kernel, conv, self.isa, self.choices, PLANES, PLANES) is None:
             return []
         return [image] if image is x else [image, x]
@@ -375,9 +375,9 @@ def convolution(definition: Definition, expr: Expr) -> tuple[Expr, Conv2d, int] 
     if a.data_layout != "NHWC" or a.kernel_layout != "OIHW":
         return None
     x, padding, fill = absorb_padding(definition, expr.args[0], [int(p) for p in a.padding])
-    pair = lambda v: tuple(int(i) for i in v)  # noqa: E731
-    oc, _, kh, kw = graph.shape(weight)
-    return x, Conv2d(*graph.shape(x), oc, (kh, kw), pair(a.strides), padding, pair(a.dilation), int(a.groups)), fill
+    (n, h, w, c), (oc, _, kh, kw) = graph.shape(x), graph.shape(weight)
+    (sh, sw), (dh, dw) = map(int, a.strides), map(int, a.dilation)
+    return x, Conv2d(n, h, w, c, oc, (kh, kw), (sh, sw), padding, (dh, dw), int(a.groups)), fill
 
 
 def row_of_pixels(shape: tuple[int, ...], weight: tuple[int, ...]) -> Conv2d | None:
@@ -388,7 +388,7 @@ def row_of_pixels(shape: tuple[int, ...], weight: tuple[int, ...]) -> Conv2d | N
     return Conv2d(math.prod(lead), 1, m, k, weight[1], (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
 
 
-def absorb_padding(definition: Definition, x: Expr, padding: list[int]) -> tuple[Expr, tuple[int, ...], int]:
+def absorb_padding(definition: Definition, x: Expr, padding: list[int]) -> tuple[Expr, tuple[int, int, int, int], int]:
     """A pad over the two spatial axes right before becomes the convolution's own: (data, padding, fill)."""
     call = definition(x)
     fill = 0
@@ -399,7 +399,8 @@ def absorb_padding(definition: Definition, x: Expr, padding: list[int]) -> tuple
         if not (n0 or n1 or c0 or c1) and (same or (value == 0 and graph.dtype(x) not in INTEGERS)):
             x, fill = call.args[0], int(value)
             padding = [padding[0] + top, padding[1] + left, padding[2] + bottom, padding[3] + right]
-    return x, tuple(padding), fill
+    top, left, bottom, right = padding
+    return x, (top, left, bottom, right), fill
 
 
 def depends_on_constants(rw: Rewriter, expr: Expr) -> bool:
@@ -424,7 +425,12 @@ def anchors(
     `neutral` keeps weights in the program's own layout: they are packed when a package is loaded.
     """
     visitor = Anchors(isa, choices, neutral, keep)
-    visitor.views = Views(in_planes(mod, partial(visitor.data_of, graph.definitions(mod))))
+    data_of = partial(visitor.data_of, graph.definitions(mod))
+    visitor.views = Views(in_planes(mod, data_of))
+    for binding in graph.bindings(mod):
+        # With pixels on both sides a sparse kernel may be no gain.
+        if not {binding.var, *data_of(binding.var, binding.value)} & visitor.views.members:
+            visitor.kept.pop(binding.var.name, None)
     mod = graph.rewrite(mod, visitor)
     said = {name: row for name, (_, row) in visitor.kept.items() if row}
     return mod, [row | {"sparse": said[row["name"]]} if row["name"] in said else row for row in visitor.done]

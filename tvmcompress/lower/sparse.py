@@ -107,8 +107,10 @@ def padded(x: te.Tensor, conv: Conv2d, image: sparse_blocks.Source, fill: int) -
     return te.compute((conv.n, image.rows, image.columns, channels), element, name="pad")
 
 
-def candidates(weight: np.ndarray, conv: Conv2d, isa: Isa, how: Product, choices: Choices) -> list[Sparse]:
-    """Kernels for weights (O, C, KH, KW), the fastest first."""
+def candidates(
+    weight: np.ndarray, conv: Conv2d, isa: Isa, how: Product, choices: Choices, planes: bool = False
+) -> list[Sparse]:
+    """Kernels for weights (O, C, KH, KW), the fastest first; `planes`: where activations may be such."""
     found = []
     for vectors in (1, 2):
         density = of_blocks(weight, vectors * how.lanes, how.depth)
@@ -119,7 +121,9 @@ def candidates(weight: np.ndarray, conv: Conv2d, isa: Isa, how: Product, choices
         density = of_blocks(weight, 1, how.depth)
         if (rows := sparse_rows.plan(conv, isa, how, density, choices)) is not None:
             text = f"rows of 1x{how.depth}" if how.depth > 1 else "rows"
-            found.append(Sparse(text, rows, density, sparse_rows.cost(rows, isa, density)))
+            one = Sparse(text, rows, density, sparse_rows.cost(rows, isa, density))
+            other = by_layout(one, conv, isa, choices, sparse_rows.PLANES, sparse_rows.PLANES) if planes else None
+            found.append(replace(one, cycles=other.cycles) if other else one)
     return sorted(found, key=lambda one: one.cycles)
 
 
@@ -142,8 +146,9 @@ def dense_cycles(conv: Conv2d, isa: Isa, how: Product, choices: Choices) -> floa
 
 
 def kept(
-    weight: np.ndarray, conv: Conv2d, isa: Isa, kinds: tuple[str, str], keep: Keep, name: str, choices: Choices
-) -> tuple[Sparse | None, dict]:
+    weight: np.ndarray, conv: Conv2d, isa: Isa, kinds: tuple[str, str], keep: Keep, name: str, choices: Choices,
+    planes: bool = False,
+) -> tuple[Sparse | None, dict]:  # fmt: skip
     """The kernel for a layer, None for the dense one; and a row for the report, empty where there are no zeros."""
     density = float(np.count_nonzero(weight)) / max(weight.size, 1)
     if density > FEW_ZEROS:
@@ -155,7 +160,7 @@ def kept(
         return None, row | {"why": "grouped" if conv.groups > 1 else f"no sparse kernel for {' x '.join(kinds)} here"}
     if keep.policy == "never":
         return None, row | {"why": "dense was asked for"}
-    found = candidates(weight, conv, isa, how, choices)
+    found = candidates(weight, conv, isa, how, choices, planes)
     if keep.policy == "smaller":
         found.sort(key=lambda one: one.nbytes(weight, conv))
     text = choices(f"zeros {density:.2f} {key(conv, how.data)}")("format", [one.text for one in found])
