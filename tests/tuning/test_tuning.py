@@ -26,7 +26,7 @@ from tvmcompress.trials import Trial, digest, target_key
 from tvmcompress.tuning import FOLDER, tune, workshop
 from tvmcompress.tuning.bench import WrongResult, compare
 from tvmcompress.tuning.cost_model import CostModel
-from tvmcompress.tuning.search import BATCH, Search
+from tvmcompress.tuning.search import BATCH, FINALISTS, Search
 from tvmcompress.tuning.tasks import anchors_of, tasks
 from tvmcompress.tuning.whole import Whole
 from tvmcompress.tuning.workshop import Workshop
@@ -297,3 +297,34 @@ def test_a_tuner_killed_200_times(model, tmp_path, monkeypatch) -> None:
             with events.open("a") as file:
                 file.write(f"{rows[-1]}\n")
     assert len(told()) > 100
+
+
+def test_finalists_are_timed_within_the_model(model, tmp_path) -> None:
+    """All kernels of a form at once; what a kernel takes there is what is told of it."""
+    seen = []
+    kernels = Whole.kernels
+
+    def watched(self, tables):
+        times = kernels(self, tables)
+        seen.append((tables, times))
+        return times
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Whole, "kernels", watched)
+        events = events_of(model, tmp_path / "log.db", trials=40)
+    ((tables, times),) = seen
+    kept = {facts["workload"]: facts for name, facts in events if name == "confirmed"}
+    assert times is not None and len(times) == len(tables) + 1 <= FINALISTS + 1
+    for key in {key for table in tables for key in table}:
+        calls = next(task.calls for task in found(model) if task.workload == key)
+        ms = [form[key] / calls for form in times]
+        assert kept[key]["untuned_ms"] == ms[0] and kept[key]["ms"] in ms and kept[key]["ms"] <= ms[0]
+        assert all(0 < one < 100 for one in ms)
+
+
+def test_what_is_no_faster_as_a_whole_is_withdrawn(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(Whole, "end", lambda self, tables: {"untuned": 1.0, "tuned": 1.1})
+    events = events_of(model, tmp_path / "log.db", trials=24)
+    assert dict(events)["done"]["model_ms"] == {"untuned": 1.0, "tuned": 1.0}
+    kept = {facts["workload"]: facts for name, facts in events if name == "confirmed"}
+    assert kept and all(facts["ms"] == facts["untuned_ms"] for facts in kept.values())

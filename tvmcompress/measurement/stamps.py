@@ -8,14 +8,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import tvm
 from tvm.script import tirx as T
 
 from tvmcompress.errors import TvmcompressError
-from tvmcompress.runtime import Program
 
 LONG = struct.calcsize("l") * 8  # of C's `long`, of which a timespec has two
 MONOTONIC = 1
@@ -63,6 +62,12 @@ class Stamps:
         return (seconds - seconds[:1]) * 1e3 + nanoseconds / 1e6
 
 
+class Watchable(Protocol):
+    """What can be watched as `runtime.Program` can."""
+
+    def watch(self, instrument: Any) -> None: ...
+
+
 @dataclass(frozen=True)
 class Called:
     """One call of a run: where its two times stand, the bytes of its tensors, and the shape of its result."""
@@ -74,7 +79,7 @@ class Called:
     result: list[int]
 
 
-def calls(program: Program, run: Callable[[], Any]) -> tuple[list[Called], int]:
+def calls(program: Watchable, run: Callable[[], Any]) -> tuple[list[Called], int]:
     """The kernels that a run calls, in order, and how many times are noted in it; the machine's own calls are none."""
     events, open_calls, found = 0, list[int](), list[Called]()
 

@@ -111,6 +111,9 @@ def tune(
             search.run()
             search.confirm()
             model_ms = whole.end(log.decisions(place.target, place.versions, place.board)) if search.fresh else None
+            if model_ms and model_ms["tuned"] > model_ms["untuned"]:
+                search.withdraw()
+                model_ms["tuned"] = model_ms["untuned"]
         finally:
             account.settle()
         more = {"transfer": transfer.harvest(search.kernels)} if transfer else {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tvm
@@ -79,8 +79,12 @@ class Here:
 
     def measure(self, jobs: Sequence[Job]) -> Iterator[tuple[int, Outcome]]:
         for index, job in enumerate(jobs):
-            (outcome,) = children.run([partial(measured, job)], 1, job.seconds)
-            yield index, replace(verdict(outcome), conditions=conditions.conditions())
+            yield index, self.alone(partial(measured, job), job.seconds)
+
+    def alone(self, work: Callable[[], Any], seconds: float) -> Outcome:
+        """What came of a measurement in a child."""
+        (outcome,) = children.run([work], 1, seconds)
+        return replace(verdict(outcome), conditions=conditions.conditions())
 
     def close(self) -> None:
         pass
@@ -105,21 +109,27 @@ def measured(job: Job) -> list[list[float]]:
 
 def timer_of(built: Built, arrays: Sequence[np.ndarray], reference: Sequence[np.ndarray] | None) -> Timer:
     """Loads a candidate, runs it once and compares, and returns what times it."""
+    vm, cpu = machine_of(built, arrays), tvm.cpu()
+    if reference is not None:
+        vm["invoke_stateful"]("main")
+        compare([result.numpy() for result in vm.get_outputs("main")], reference)
+    first = vm.time_evaluator("invoke_stateful", cpu, number=3, repeat=2)("main").min
+    number = max(int(SAMPLE_S / max(first, 1e-7)), 1)
+    timer = vm.time_evaluator("invoke_stateful", cpu, number=number, repeat=SAMPLES)
+    return lambda: [seconds * 1e3 for seconds in timer("main").results]
+
+
+def machine_of(built: Built, arrays: Sequence[np.ndarray]) -> relax.VirtualMachine:
+    """A candidate that is loaded and has its inputs."""
     assert built.folder is not None
     module = tvm.runtime.load_module(str(built.folder / "library.so"))
     threads.use(module, threads.count(None))
-    vm, cpu = relax.VirtualMachine(module, tvm.cpu()), tvm.cpu()
+    vm = relax.VirtualMachine(module, tvm.cpu())
     weights = [
         tvm.runtime.tensor(np.load(built.folder / f"{i}.npy").view(np_dtype(dtype)).reshape(shape))
         for i, (dtype, shape) in enumerate(built.weights)
     ]
     if built.prepares:
         weights = list(vm["prepare"](*weights))
-    inputs = [tvm.runtime.tensor(array) for array in arrays]
-    if reference is not None:
-        compare([result.numpy() for result in vm["main"](*inputs, *weights)], reference)
-    vm.set_input("main", *inputs, *weights)
-    first = vm.time_evaluator("invoke_stateful", cpu, number=3, repeat=2)("main").min
-    number = max(int(SAMPLE_S / max(first, 1e-7)), 1)
-    timer = vm.time_evaluator("invoke_stateful", cpu, number=number, repeat=SAMPLES)
-    return lambda: [seconds * 1e3 for seconds in timer("main").results]
+    vm.set_input("main", *(tvm.runtime.tensor(array) for array in arrays), *weights)
+    return vm

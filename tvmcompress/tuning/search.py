@@ -2,7 +2,8 @@
 
 Every kernel's untuned form is its first trial, so that tuning can only gain. Then batches go to the kernel that
 promises most: its share of the model's time, and how much its last trials gained. At the end the best few of each are
-timed again, in turn with the untuned one, and only what is faster then too is kept.
+timed again, in turn with the untuned one and where that can be within the model, and only what is faster then too is
+kept; nothing, if the model is no faster with it.
 """
 
 from __future__ import annotations
@@ -84,6 +85,12 @@ class Kernel:
         """ms of one call, untuned."""
         first = digest(self.untuned) if self.untuned is not None else ""
         return next((trial.ms for trial in self.trials if trial.digest == first), float("inf"))
+
+    def finalists(self) -> list[Decisions]:
+        """The best few that are not the untuned form."""
+        good = sorted((t for t in self.trials if t.status == "ok"), key=lambda t: t.ms)
+        first = digest(self.untuned) if self.untuned is not None else ""
+        return [dict(t.decisions) for t in good[:FINALISTS] if t.digest != first]
 
     def total(self, ms: float) -> float:
         """ms of a run of the model that this kernel takes."""
@@ -308,18 +315,51 @@ class Search:
                 self.keep(kernel, kernel.untuned, kernel.start, kernel.start)
             else:
                 open_ones.append(kernel)
+        if open_ones and self.within(open_ones):
+            return
         while open_ones:
             count = self.bench.at_once  # boards come and go
             self.final(open_ones[:count])
             del open_ones[:count]
+
+    def within(self, kernels: Sequence[Kernel]) -> bool:
+        """Whether finalists could be timed within the model: the first of all kernels in a form of it, the second in
+        another, and so on. A product of few rows that reads its weights from memory there may look fast alone."""
+        ranks = [kernel.finalists() for kernel in kernels]
+        count = min(max(map(len, ranks)), self.whole.room if self.whole is not None else 0)
+        if not count:
+            return False
+        assert self.whole is not None
+        tables = [
+            {kernel.task.workload: rank[min(number, len(rank) - 1)] for kernel, rank in zip(kernels, ranks)}
+            for number in range(count)
+        ]
+        begun, spent = time.monotonic(), self.workshop.busy_s
+        times = self.whole.kernels(tables)
+        self.measuring_s += time.monotonic() - begun - (self.workshop.busy_s - spent)
+        if times is None:
+            return False
+        for kernel in kernels:
+            assert kernel.untuned is not None
+            key, calls = kernel.task.workload, kernel.task.calls
+            ms = [form.get(key, float("inf")) / calls for form in times]
+            winner = int(np.argmin(ms))
+            lost = not winner or ms[winner] > (1 - GAIN) * ms[0]
+            self.keep(kernel, kernel.untuned if lost else tables[winner - 1][key], ms[0], ms[0] if lost else ms[winner])
+        return True
+
+    def withdraw(self) -> None:
+        """All kernels as they are untuned: together what won is no faster."""
+        for kernel in self.kernels:
+            if kernel.untuned is not None and np.isfinite(kernel.start):
+                self.keep(kernel, kernel.untuned, kernel.start, kernel.start)
 
     def final(self, kernels: Sequence[Kernel]) -> None:
         """Of a few kernels, as many as are measured at once."""
         forms: list[list[Built]] = []
         for kernel in kernels:
             assert kernel.untuned is not None
-            good = sorted((t for t in kernel.trials if t.status == "ok"), key=lambda t: t.ms)
-            finalists = [dict(t.decisions) for t in good[:FINALISTS] if t.digest != digest(kernel.untuned)]
+            finalists = kernel.finalists()
             outcomes = self.workshop.build(kernel.task, [kernel.untuned, *finalists], set())
             built = [o.value for o in outcomes if o.status == "ok"]
             forms.append(built if outcomes[0].status == "ok" else [])

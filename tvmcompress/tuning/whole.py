@@ -1,13 +1,16 @@
 """The model end to end, untuned and tuned: what tuning is for.
 
-It is lowered in a child and timed as a kernel is, by the same bench. The results were checked kernel by kernel, so here
+It is lowered in a child and timed as a kernel is, by the same bench. On this machine its kernels are timed within it,
+too: alone they find their data in caches that are others' there. The results were checked kernel by kernel, so here
 they are not looked at.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -15,12 +18,15 @@ import tvm
 
 from tvmcompress import golden
 from tvmcompress.model import Model
+from tvmcompress.timing.session import np_dtype
 from tvmcompress.trials import EMULATED
-from tvmcompress.tuning.bench import Bench, Job
+from tvmcompress.tuning.bench import Bench, Here, Job
 from tvmcompress.tuning.tasks import Task
+from tvmcompress.tuning.watching import watched
 from tvmcompress.tuning.workshop import Built, Workshop
 
 ROUNDS = 5
+ROOM = 2 << 30  # bytes of weights that are in memory at once, in all forms of the model
 
 
 @dataclass(frozen=True)
@@ -46,15 +52,36 @@ class Whole:
     def begin(self) -> None:
         """Before anything is tuned."""
         if not self.bench.board.endswith(EMULATED):
-            self.first = self.workshop.build_whole(self.task, {})
+            (self.first,) = self.workshop.build_wholes(self.task, [{}])
             found = self.times([self.first] if self.first else [])
             self.untuned_ms = found[0] if found else None
 
     def end(self, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, float] | None:
         """Untuned and tuned, in turns."""
-        tuned = self.workshop.build_whole(self.task, tables) if self.untuned_ms is not None else None
+        (tuned,) = self.workshop.build_wholes(self.task, [tables]) if self.untuned_ms is not None else [None]
         found = self.times([self.first, tuned]) if self.first and tuned else None
         return {"untuned": found[0], "tuned": found[1]} if found else None
+
+    @property
+    def room(self) -> int:
+        """How many other forms there is memory for whose kernels are timed within the model; none on boards."""
+        if self.first is None or not isinstance(self.bench, Here):
+            return 0
+        size = sum(np_dtype(dtype).itemsize * prod(shape) for dtype, shape in self.first.weights)
+        return max(ROOM // max(size, 1) - 1, 0)
+
+    def kernels(self, tables: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[dict[str, float]] | None:
+        """ms of each workload in a run: untuned, and with each of `tables`; in turns."""
+        assert self.first is not None and isinstance(self.bench, Here)
+        forms = self.workshop.build_wholes(self.task, tables)
+        built = [self.first, *(form for form in forms if form is not None)]
+        if len(built) <= len(forms):
+            return None
+        job = Job(self.task, built, None)
+        ran = self.bench.alone(partial(watched, job, self.workshop.machine), 3 * job.seconds)
+        for form in built[1:]:
+            self.workshop.forget(form)
+        return ran.value if ran.status == "ok" else None
 
     def times(self, built: list[Built]) -> list[float] | None:
         if not built:

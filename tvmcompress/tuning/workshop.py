@@ -40,6 +40,7 @@ class Built:
     inputs: int = 0
     weights: tuple[tuple[str, tuple[int, ...]], ...] = ()  # dtypes and shapes
     prepares: bool = False
+    kernels: tuple[tuple[str, str], ...] = ()  # names of programs, and the workloads that they are
 
     @property
     def known(self) -> bool:
@@ -102,18 +103,20 @@ class Workshop:
         for i, tensor in enumerate(lowered.stored):
             np.save(folder / f"{i}.npy", graph.as_numpy(tensor).reshape(-1).view(np.uint8))
         weights = tuple((str(t.dtype), tuple(int(d) for d in t.shape)) for t in lowered.stored)
-        return Built(decisions, asked, folder, lowered.inputs, weights, lowered.prepares)
+        kernels = tuple((row["name"], row["key"]) for row in lowered.kernels if row["key"])
+        return Built(decisions, asked, folder, lowered.inputs, weights, lowered.prepares, kernels)
 
-    def build_whole(self, task: Task, tables: Mapping[str, Mapping[str, Any]]) -> Built | None:
-        """A model, each kernel with the decisions that are known for it; None when it cannot be built in time."""
-        self.count += 1
-        folder = self.folder / f"{self.count}"
+    def build_wholes(self, task: Task, tables: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[Built | None]:
+        """A model, each kernel with the decisions that are known for it: for each of `tables` a build, None where it
+        cannot be made in time."""
 
-        def work() -> Built:
-            return self._linked(lower(task.module, self.machine, self.isa, None, decided(tables)), {}, {}, folder)
+        def work(one: Mapping[str, Mapping[str, Any]], folder: Path) -> Built:
+            return self._linked(lower(task.module, self.machine, self.isa, None, decided(one)), {}, {}, folder)
 
-        (outcome,) = self.run([work], REFERENCE_S)
-        return outcome.value if outcome.status == "ok" else None
+        folders = [self.folder / f"{self.count + 1 + i}" for i in range(len(tables))]
+        self.count += len(tables)
+        outcomes = self.run([partial(work, *pair) for pair in zip(tables, folders)], REFERENCE_S)
+        return [outcome.value if outcome.status == "ok" else None for outcome in outcomes]
 
     def refer(self, tasks: Sequence[Task]) -> list[str]:
         """Computes what each kernel must give, by TVM's stock kernels; for each what went wrong, if anything."""
