@@ -66,21 +66,20 @@ def run(folder: Path, network: str, recipe: str, seconds: float) -> dict:
 
 
 def gain(folder: Path, network: str, recipe: str, trials: int, few: int = 150) -> dict:
-    """By the best trials: what was gained after `few` of them, over what all of them gained."""
+    """End to end, in turns: untuned, after `few` trials, and after all of them, in the same run gone on with."""
     model, _ = model_of(folder, network, recipe)
-    watch, log = Watch(), folder / "ours.db"
-    tc.tune(model, "native", log=log, trials=trials, events=watch).close()
-    early = [ms for count, _, ms in watch.curve if count <= few]
-    last = watch.curve[-1][2]
-    packages = {"untuned": tc.compile(model, "native"), "tuned": tc.compile(model, "native", log=log)}
-    return {
-        "trials": watch.done["trials"],
-        "statuses": watch.statuses,
-        "kernels_ms": {"untuned": watch.untuned, f"after {few}": early[-1] if early else None, "in the end": last},
-        "share_of_gain": (watch.untuned - early[-1]) / (watch.untuned - last) if early else None,
-        "seconds": watch.done["seconds"],
-        "ms": race(packages),
-    }
+    log, packages, found = folder / "ours.db", {"untuned": tc.compile(model, "native")}, dict[str, Any]()
+    for count in (few, trials):
+        watch = Watch()
+        tc.tune(model, "native", log=log, trials=count, events=watch).close()
+        packages[str(count)] = tc.compile(model, "native", log=log)
+        found[str(count)] = {name: watch.done[name] for name in ("trials", "new", "failures", "seconds", "model_ms")}
+    rounds = rounds_of(packages)
+    ms = {name: float(np.median(times)) for name, times in rounds.items()}
+    spread = {name: float(np.subtract(*np.percentile(times, [75, 25])) / ms[name]) for name, times in rounds.items()}
+    gained = [ms["untuned"] - ms[str(count)] for count in (few, trials)]
+    share = gained[0] / gained[1] if gained[1] > 0 else None
+    return {"runs": found, "ms": ms, "spread": spread, "share_of_gain": share}
 
 
 def race(packages: Mapping[str, tc.Package], rounds: int = 15) -> dict[str, float]:
