@@ -28,7 +28,7 @@ from tvmcompress.kernels.choices import Recorder, decided, versions
 from tvmcompress.lower import host, twins
 from tvmcompress.lower.host import runs_here
 from tvmcompress.lower.pipeline import Lowered, loaded, lower
-from tvmcompress.lower.sparse import KEEP, POLICIES, Keep
+from tvmcompress.lower.sparse import KEEP, POLICIES, Keep, lost
 from tvmcompress.lower.weights import digest
 from tvmcompress.manifest import one_of_several
 from tvmcompress.model import Model, spec_json
@@ -133,7 +133,15 @@ def guarded(made: Build, make: Callable[[Keep], Build], inputs: list[np.ndarray]
         fewer = make(Keep("faster", doubtful))
         if (second := twins.ratio(fewer, twin, inputs)) < twins.WON:
             return noted(fewer, sparse, second)
-    return noted(make(Keep("faster", frozenset(sparse))), sparse, ratio)
+    return noted(dense(twin, made), sparse, ratio)
+
+
+def dense(twin: Build, made: Build) -> Build:
+    """The dense twin, in whose rows stands why: what is said of the layers of `made` that have zeros."""
+    zeros = {row["name"]: row["sparse"] for row in made.lowered.layers if row.get("sparse")}
+    said = {name: lost(row) if row["kept"] else row for name, row in zeros.items()}
+    rows = [row | {"sparse": said[row["name"]]} if row.get("name") in said else row for row in twin.lowered.layers]
+    return replace(twin, lowered=replace(twin.lowered, layers=rows))
 
 
 def noted(made: Build, sparse: Mapping[str, dict], ratio: float) -> Build:

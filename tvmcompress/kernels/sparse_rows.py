@@ -16,14 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
-import tvm
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 from tvm.tirx import Expr, PrimFunc
 
+from tvmcompress.ir import script
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import MACS, code, generic
 from tvmcompress.kernels.choices import Choices, Choose, first, untuned
@@ -77,7 +77,7 @@ class Plan:
         """Words of channels."""
         return -(-self.conv.c // self.product.depth)
 
-    @property
+    @cached_property
     def phases(self) -> list[tuple[int, int]]:
         """Remainders of rows and columns by the strides that taps read."""
         (kh, kw), (sh, sw), (dh, dw) = self.conv.kernel, self.conv.strides, self.conv.dilation
@@ -92,19 +92,19 @@ class Plan:
     def lines(self) -> int:
         return self.tile.rows + (self.conv.kernel[0] - 1) * self.conv.dilation[0] // self.conv.strides[0]
 
-    @property
+    @cached_property
     def image(self) -> int:
         """Words from one phase of a channel to the next; what is copied in whole vectors fits."""
         return (self.lines - 1) * self.line + round_up(self.line, self.product.lanes)
 
-    @property
+    @cached_property
     def plane(self) -> int:
         """Words from one channel to the next: an odd number of vectors, so that channels do not share one set of the
         cache."""
         vectors = -(-self.image * len(self.phases) // self.product.lanes)
         return (vectors + 1 - vectors % 2) * self.product.lanes
 
-    @property
+    @cached_property
     def vectors(self) -> int:
         """Of the sums of one output."""
         return -(-((self.tile.rows - 1) * self.line + self.tile.columns) // self.product.lanes)
@@ -135,14 +135,18 @@ def name_of(conv: Conv2d, product: Product) -> str:
 
 def plan(conv: Conv2d, isa: Isa, product: Product, density: float, choices: Choices = untuned) -> Plan | None:
     """None where windows are so large that no tile is in reach."""
+    found = ranked(conv, isa, product, density)
+    return Plan(product, choices(name_of(conv, product))("tile", found), conv) if found else None
+
+
+@lru_cache(1024)
+def ranked(conv: Conv2d, isa: Isa, product: Product, density: float) -> tuple[Tile, ...]:
+    """The tiles, the fastest first; layers of one shape and builds of one model ask for the same."""
     found = [
         (cost(Plan(product, tile, conv), isa, density), number, tile)
         for number, tile in enumerate(tiles(conv, isa, product))
     ]
-    if not found:
-        return None
-    found.sort()
-    return Plan(product, choices(name_of(conv, product))("tile", [tile for _, _, tile in found]), conv)
+    return tuple(tile for _, _, tile in sorted(found))
 
 
 def tiles(conv: Conv2d, isa: Isa, product: Product) -> list[Tile]:
@@ -349,7 +353,7 @@ def written(p: Plan, count: int, word: str, index: str, shape: tuple[int, ...], 
         results=results(wholes, rest, [one.name for one in stored]),
         **result_axes(shape, (conv.n, oh, ow, conv.oc)),
     )
-    return tvm.script.from_source(text, wide(names))
+    return script.program(text, wide(names))
 
 
 def copy_of(p: Plan, phase: int) -> str:
