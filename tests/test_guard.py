@@ -16,10 +16,12 @@ from tests.lower.test_sparse import model, normal
 from tests.lower.tools import need
 from tvmcompress import linking
 from tvmcompress.breakeven import emptied
-from tvmcompress.compilation import guarded, linked, tuned
+from tvmcompress.compilation import tuned
 from tvmcompress.ir import evaluate, graph
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.lower import twins
+from tvmcompress.lower.builds import begun, linked
+from tvmcompress.lower.guard import guarded
 from tvmcompress.lower.sparse import Keep
 from tvmcompress.model import Model
 from tvmcompress.passes import simplified
@@ -151,9 +153,9 @@ def ratios(seed: int, folder: Path) -> Iterator[float]:
     """The time of the guarded program over that of the dense one, as often as is asked."""
     mod, x = mixed(seed)
     target = Target.load("native")
-    make = partial(linked, simplified(mod), target, linking.linker(target), folder, False, tuned(target, None))
-    kept = guarded(make(Keep()), make, [x])
-    dense = make(Keep("never"))
+    begin = begun(simplified(mod), target, tables=tuned(target, None))
+    finish = partial(linked, target, linking.linker(target), folder)
+    kept, dense = guarded(begin(Keep()), begin, finish, [x]), finish(begin(Keep("never")))
     while True:
         yield twins.ratio(kept, dense, [x])
 
