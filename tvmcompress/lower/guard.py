@@ -12,18 +12,21 @@ from tvmcompress.lower import twins
 from tvmcompress.lower.builds import Begun, Build
 from tvmcompress.lower.sparse import Keep, lost
 
+FEW_MACS = 1 << 26  # of all layers in question: what no estimate counts, starting threads above all, is much of so few
+
 
 def guarded(
     made: Begun, begin: Callable[[Keep], Begun], finish: Callable[[Begun], Build], inputs: list[np.ndarray]
 ) -> Build:
     """`made`, or where that is faster here a build with fewer sparse kernels: those that promise most, or none.
 
-    Nothing is timed where together they promise much. What is timed is noted in the rows of the layers.
+    Nothing is timed where together they promise much of much work. What is timed is noted in the rows of the layers.
     """
     rows = [row for row in made.layers if row.get("sparse", {}).get("kept")]
     sparse = {row["name"]: row["sparse"] for row in rows}
     work = sum(row["macs"] for row in rows)
-    if sum(row["macs"] * row["sparse"]["estimate"] for row in rows) <= twins.SURE * work:
+    promised = sum(row["macs"] * row["sparse"]["estimate"] for row in rows)
+    if not rows or (work >= FEW_MACS and promised <= twins.SURE * work):
         return finish(made)
     with ThreadPoolExecutor(1) as beside:
         building = beside.submit(finish, made)
