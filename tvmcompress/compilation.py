@@ -10,7 +10,6 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +19,16 @@ import tvm
 
 from tvmcompress import archive, golden, linking, trials
 from tvmcompress.coding import parts
-from tvmcompress.errors import ModelError, TvmcompressError, UsageError, did_you_mean
+from tvmcompress.errors import UsageError, did_you_mean
 from tvmcompress.ir import graph
 from tvmcompress.ir.macs import macs
-from tvmcompress.isa import isa_of
-from tvmcompress.kernels.choices import Recorder, decided, versions
-from tvmcompress.lower import host, twins
+from tvmcompress.kernels.choices import versions
+from tvmcompress.lower import host
+from tvmcompress.lower.builds import Build, begun, linked
+from tvmcompress.lower.guard import guarded
 from tvmcompress.lower.host import runs_here
-from tvmcompress.lower.pipeline import Lowered, loaded, lower
-from tvmcompress.lower.sparse import KEEP, POLICIES, Keep
+from tvmcompress.lower.pipeline import Lowered, loaded
+from tvmcompress.lower.sparse import POLICIES, Keep
 from tvmcompress.lower.weights import digest
 from tvmcompress.manifest import one_of_several
 from tvmcompress.model import Model, spec_json
@@ -41,15 +41,6 @@ if TYPE_CHECKING:
     from tvmcompress.tuning_log import TuningLog
 
 Progress = Callable[[int, int | None, str], None]
-
-
-@dataclass(frozen=True)
-class Build:
-    """What came of one build of a target."""
-
-    target: Target
-    lowered: Lowered
-    library: Path
 
 
 def compile(
@@ -90,59 +81,17 @@ def compile(
             which = f" for {one.name}" if target.builds else ""
             tell(2 * i + 1, steps, f"generating kernels{which}")
             tables = tuned(one, log) if decisions is None else decisions
-            make = partial(linked, module, one, link, Path(folder, str(i)), bool(target.builds), tables)
-            made = make(Keep(keep), between)
+            begin = begun(module, one, between, bool(target.builds), tables)
+            made, finish = begin(Keep(keep), between), partial(linked, one, link, Path(folder, str(i)))
             tell(2 * i + 2, steps, f"linking{which}")
             guard = keep == "faster" and not target.builds and runs_here(one)
-            builds.append(guarded(made, make, examples(model)) if guard else made)
+            builds.append(guarded(made, begin, finish, examples(model)) if guard else finish(made))
         tell(steps - 2, steps, "computing golden outputs")
         inputs, outputs = golden_tensors(model, module, builds)
         tell(steps - 1, steps, "writing the package")
         package = packed(model, module, target, builds, inputs, outputs, storage)
     tell(steps, steps, "done")
     return package
-
-
-def linked(
-    module: tvm.IRModule, target: Target, link: Callable, folder: Path, neutral: bool, tables: Mapping,
-    keep: Keep, between: Callable | None = None,
-) -> Build:  # fmt: skip
-    """A build, linked in a folder of its own."""
-    lowered = build(module, target, between, neutral, tables, keep)
-    folder.mkdir(exist_ok=True)
-    library = Path(tempfile.mkdtemp(dir=folder), "library.so")
-    lowered.executable.export_library(str(library), fcompile=link, workspace_dir=str(library.parent))
-    return Build(target, lowered, library)
-
-
-def guarded(made: Build, make: Callable[[Keep], Build], inputs: list[np.ndarray]) -> Build:
-    """`made`, or where that is faster here a build with fewer sparse kernels: those that promise most, or none.
-
-    Nothing is timed where together they promise much. What is timed is noted in the rows of the layers.
-    """
-    rows = [row for row in made.lowered.layers if row.get("sparse", {}).get("kept")]
-    sparse = {row["name"]: row["sparse"] for row in rows}
-    work = sum(row["macs"] for row in rows)
-    if sum(row["macs"] * row["sparse"]["estimate"] for row in rows) <= twins.SURE * work:
-        return made
-    twin = make(Keep("never"))
-    if (ratio := twins.ratio(made, twin, inputs)) < twins.WON:
-        return noted(made, sparse, ratio)
-    doubtful = frozenset(name for name, row in sparse.items() if row["estimate"] > twins.SURE)
-    if doubtful and len(doubtful) < len(sparse):
-        fewer = make(Keep("faster", doubtful))
-        if (second := twins.ratio(fewer, twin, inputs)) < twins.WON:
-            return noted(fewer, sparse, second)
-    return noted(make(Keep("faster", frozenset(sparse))), sparse, ratio)
-
-
-def noted(made: Build, sparse: Mapping[str, dict], ratio: float) -> Build:
-    """With what was measured of the whole program: its time over that of the dense one."""
-    rows = [
-        row | {"sparse": row["sparse"] | {"whole": round(ratio, 3)}} if row.get("name") in sparse else row
-        for row in made.lowered.layers
-    ]
-    return replace(made, lowered=replace(made.lowered, layers=rows))
 
 
 def packed(
@@ -194,36 +143,6 @@ def tuned(target: Target, log: TuningLog | str | os.PathLike | None) -> dict[str
 
     with contextlib.nullcontext(log) if isinstance(log, TuningLog) else TuningLog.open(log) as opened:
         return tables | opened.decisions(trials.target_key(target), versions())
-
-
-def build(
-    module: tvm.IRModule,
-    target: Target,
-    between: Callable | None = None,
-    neutral: bool = False,
-    tables: Mapping[str, Mapping[str, Any]] | None = None,
-    keep: Keep = KEEP,
-) -> Lowered:
-    """Lower for a target without further builds, TVM's errors translated; `tables`: decisions by kernel.
-
-    A row of `kernels` also says the decisions that its kernel was made with.
-    """
-    try:
-        if target.kind == "cuda":
-            from tvmcompress.lower.cuda import lower_cuda
-
-            return lower_cuda(module, target)
-        tvm_target = target.to_tvm()
-        isa = isa_of(tvm_target, target.l1d, target.l2)
-        taken = Recorder(decided(tables or {}))
-        lowered = lower(module, tvm_target, isa, between, taken, neutral, keep)
-        return replace(lowered, kernels=[{**row, "decisions": taken.decisions(row["key"])} for row in lowered.kernels])
-    except TvmcompressError:
-        raise
-    except Exception as error:  # the border where TVM's own errors, of any class, become ours
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        reason = (lines[-1].strip() if lines else type(error).__name__)[:200]
-        raise ModelError(f"this model cannot be compiled for {target.name}: {reason}") from error
 
 
 def examples(model: Model) -> list[np.ndarray]:

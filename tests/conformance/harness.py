@@ -33,12 +33,14 @@ class Outcome:
 def run_model(model: Any, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
     """The one place that says what executes a loaded model: the real lowering for this machine, linked, not packed."""
     from tvmcompress import linking
-    from tvmcompress.compilation import build, simplified
+    from tvmcompress.lower.builds import begun
     from tvmcompress.lower.pipeline import machine
+    from tvmcompress.lower.sparse import KEEP
+    from tvmcompress.passes import simplified
     from tvmcompress.target import Target
 
     native = Target.load("native")
-    run = machine(build(simplified(model.module), native), linking.linker(native))
+    run = machine(begun(simplified(model.module), native)(KEEP).build(), linking.linker(native))
     return run([inputs[s.name] for s in model.inputs])
 
 

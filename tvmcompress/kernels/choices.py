@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
 from math import log2
 from typing import Any, Protocol, TypeVar
 
@@ -119,10 +120,18 @@ def number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked of a chooser: the candidates as JSON, and which of them was taken."""
+    """What was asked of a chooser: the candidates, and which of them was taken. Another process gets them as JSON."""
 
-    candidates: tuple
+    offered: Sequence[Any]
     taken: int
+
+    @cached_property
+    def candidates(self) -> tuple:
+        """As JSON: made when it is asked for, of which compiling has no need."""
+        return tuple(written(one) for one in self.offered)
+
+    def __reduce__(self) -> tuple:
+        return Question, (self.candidates, self.taken)
 
 
 class Recorder:
@@ -138,11 +147,11 @@ class Recorder:
         def watched(name: str, candidates: Sequence[T]) -> T:
             taken = choose(name, candidates)
             offered = [*candidates] if taken in candidates else [*candidates, taken]
-            asked[name] = Question(tuple(written(c) for c in offered), offered.index(taken))
+            asked[name] = Question(offered, offered.index(taken))
             return taken
 
         return watched
 
     def decisions(self, key: str) -> Decisions:
         """What was taken for a kernel."""
-        return {name: question.candidates[question.taken] for name, question in self.asked.get(key, {}).items()}
+        return {name: written(question.offered[question.taken]) for name, question in self.asked.get(key, {}).items()}

@@ -156,38 +156,48 @@ def copy(words: Words, depth_bytes: int, stride: int, plane: int, full: int, res
     for one in inside[1:]:
         whole = f.new(f"and i1 {whole}, {one}")
     fill = words.splat(f, "%fill", words.word)
-    f.add(f"br i1 {whole}, label %fast, label %slow")
-    for label, selected in (("fast", False), ("slow", True)):
-        f.add(f"{label}:")
-        if full:
-            f.add(f"br label %{label}.k")
-            f.add(f"{label}.k:")
-            k = f"%{label}.i"
-            f.add(f"{k} = phi i64 [0, %{label}], [{k}.next, %{label}.k]")
-            source = f.new(f"mul i64 {k}, {words.bytes}")
-            rows = [f.new(f"load {words.vector}, ptr {f.at(column, source)}, align 4") for column in columns]
-            if selected:
-                rows = [
-                    f.new(f"select i1 {ok}, {words.vector} {row}, {words.vector} {fill}")
-                    for ok, row in zip(inside, rows)
-                ]
-            target = f.at("%planes", f.new(f"mul i64 {k}, {lanes * plane * 4}"))
-            for v, row in enumerate(transposed(f, rows, words.word)):
-                f.add(f"store {words.vector} {row}, ptr {f.at(target, v * plane * 4)}, align 4")
-            f.add(f"{k}.next = add i64 {k}, 1")
-            f.add(f"%{label}.more = icmp ult i64 {k}.next, {full}")
-            f.add(f"br i1 %{label}.more, label %{label}.k, label %rest")
-        else:
-            f.add("br label %rest")
-    f.add("rest:")
+    if full:
+        transpose(f, words, columns, inside, whole, fill, plane, full * lanes + rest)
+        return f
     for r in range(rest):
         vector = "poison"
         for j, (column, ok) in enumerate(zip(columns, inside)):
-            one = f.new(f"load {words.word}, ptr {f.at(column, (full * lanes + r) * 4)}, align 4")
+            one = f.new(f"load {words.word}, ptr {f.at(column, r * 4)}, align 4")
             one = f.new(f"select i1 {ok}, {words.word} {one}, {words.word} %fill")
             vector = f.new(f"insertelement {words.vector} {vector}, {words.word} {one}, i32 {j}")
-        f.add(f"store {words.vector} {vector}, ptr {f.at('%planes', (full * lanes + r) * plane * 4)}, align 4")
+        f.add(f"store {words.vector} {vector}, ptr {f.at('%planes', r * plane * 4)}, align 4")
     return f
+
+
+def transpose(
+    f: Function, words: Words, columns: list[str], inside: list[str], whole: str, fill: str, plane: int, count: int
+) -> None:
+    """`count` words of each column, at least as many as a vector has: of the last vector some once more."""
+    lanes = words.lanes
+    f.add("br label %k")
+    f.add("k:")
+    f.add("%i = phi i64 [0, %entry], [%i.next, %turned]")
+    start = f.new(f"mul i64 %i, {lanes}")
+    if count % lanes:
+        start = f.new(f"call i64 @llvm.umin.i64(i64 {start}, i64 {count - lanes})")
+    source, target = f.new(f"mul i64 {start}, 4"), f.at("%planes", f.new(f"mul i64 {start}, {plane * 4}"))
+    places = [f.at(column, source) for column in columns]
+    f.add(f"br i1 {whole}, label %fast, label %slow")
+    f.add("fast:")
+    fast = [f.new(f"load {words.vector}, ptr {place}, align 4") for place in places]
+    f.add("br label %turned")
+    f.add("slow:")
+    slow = [f.new(f"load {words.vector}, ptr {place}, align 4") for place in places]
+    slow = [f.new(f"select i1 {ok}, {words.vector} {row}, {words.vector} {fill}") for ok, row in zip(inside, slow)]
+    f.add("br label %turned")
+    f.add("turned:")
+    rows = [f.new(f"phi {words.vector} [{a}, %fast], [{b}, %slow]") for a, b in zip(fast, slow)]
+    for v, row in enumerate(transposed(f, rows, words.word)):
+        f.add(f"store {words.vector} {row}, ptr {f.at(target, v * plane * 4)}, align 4")
+    f.add("%i.next = add i64 %i, 1")
+    f.add(f"%more = icmp ult i64 %i.next, {-(-count // lanes)}")
+    f.add("br i1 %more, label %k, label %done")
+    f.add("done:")
 
 
 def rows(words: Words, vectors: int, step: int, index: str, more: bool) -> Function:
@@ -318,7 +328,9 @@ def blocks(
     return f
 
 
-HELPERS = "declare i32 @llvm.smax.i32(i32, i32)\ndeclare i32 @llvm.smin.i32(i32, i32)\n"
+HELPERS = (
+    "declare i32 @llvm.smax.i32(i32, i32)\ndeclare i32 @llvm.smin.i32(i32, i32)\ndeclare i64 @llvm.umin.i64(i64, i64)\n"
+)
 
 
 def module(words: Words, functions: Sequence[Function]) -> str:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-import tvm
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from tvmcompress.ir import script
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import MACS, code, generic
 from tvmcompress.kernels.choices import Choices, Choose, first, untuned
@@ -197,7 +197,7 @@ def written(conv: Conv2d, p: Plan, count: int, weight: str, index: str, shape: t
         "facts": attributes(NAME, name_of(conv, product, p.vectors), conv, product, [function]),
     }  # fmt: skip
     axes = result_axes(shape, (conv.n, oh, ow, conv.oc))
-    return tvm.script.from_source(PROGRAM.format(**axes), wide(names))
+    return script.program(PROGRAM.format(**axes), wide(names))
 
 
 def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:

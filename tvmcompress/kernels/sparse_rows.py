@@ -24,11 +24,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
-import tvm
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 from tvm.tirx import Expr, PrimFunc
 
+from tvmcompress.ir import script
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import MACS, code, code_planes, generic
 from tvmcompress.kernels.choices import Choices, Choose, first, untuned
@@ -125,20 +125,20 @@ class Plan:
             return self.tile.rows
         return self.tile.rows + (self.conv.kernel[0] - 1) * self.conv.dilation[0] // self.conv.strides[0]
 
-    @property
+    @cached_property
     def image(self) -> int:
         """Words from one image of a channel to the next: whole vectors; what is copied in such fits."""
         lanes = self.product.lanes
         return round_up((self.lines - 1) * self.line + round_up(self.line, lanes), lanes)
 
-    @property
+    @cached_property
     def plane(self) -> int:
         """Words from one channel to the next: an odd number of vectors, so that channels do not share one set of the
         cache."""
         vectors = self.image * len(self.origins) // self.product.lanes
         return (vectors + 1 - vectors % 2) * self.product.lanes
 
-    @property
+    @cached_property
     def vectors(self) -> int:
         """Of the sums of one output."""
         return -(-((self.tile.rows - 1) * self.line + self.tile.columns) // self.product.lanes)
@@ -191,6 +191,14 @@ def plan(
     source: str = PIXELS, result: str = PIXELS,
 ) -> Plan | None:  # fmt: skip
     """None where windows are so large that no tile is in reach, or rows too long for a layout."""
+    if not (found := ranked(conv, isa, product, density, source, result)):
+        return None
+    return Plan(product, choices(name_of(conv, product, source, result))("tile", found), conv, source, result)
+
+
+@lru_cache(1024)
+def ranked(conv: Conv2d, isa: Isa, product: Product, density: float, source: str, result: str) -> tuple[Tile, ...]:
+    """The tiles, the fastest first; layers of one shape and builds of one model ask for the same."""
     plans = [Plan(product, tile, conv, source, result) for tile in tiles(conv, isa, product)]
     # A tile of planes is a run of memory.
     found = [
@@ -198,11 +206,7 @@ def plan(
         for number, p in enumerate(plans)
         if result == PIXELS or p.tile.columns == conv.out[1] or (conv.out[0] == 1 and p.direct)
     ]
-    if not found:
-        return None
-    found.sort()
-    decided = choices(name_of(conv, product, source, result))("tile", [tile for _, _, tile in found])
-    return Plan(product, decided, conv, source, result)
+    return tuple(tile for _, _, tile in sorted(found))
 
 
 def tiles(conv: Conv2d, isa: Isa, product: Product) -> list[Tile]:
@@ -445,7 +449,7 @@ def written(p: Plan, count: int, word: str, index: str, shape: tuple[int, ...], 
         **(PLANE_TEXT if planes_out else PIXEL_TEXT),
         **axes,
     )
-    return tvm.script.from_source(text, wide(names))
+    return script.program(text, wide(names))
 
 
 def copy_function(p: Plan) -> code.Function:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tvm import relax, te, tirx
@@ -52,8 +52,15 @@ class Sparse:
     plan: sparse_blocks.Plan | sparse_rows.Plan
     density: float  # of what the kernel takes at once
     cycles: float
+    streams: list[Streams] = field(default_factory=list, repr=False, compare=False)  # what is packed, once it is
 
     def pack(self, weight: np.ndarray, conv: Conv2d) -> Streams:
+        """Weights are packed once: their bytes are counted before it is known that they are wanted."""
+        if not self.streams:
+            self.streams.append(self.packed(weight, conv))
+        return self.streams[0]
+
+    def packed(self, weight: np.ndarray, conv: Conv2d) -> Streams:
         if isinstance(self.plan, sparse_blocks.Plan):
             return sparse_blocks.pack(weight, conv, self.plan)
         return sparse_rows.pack(weight, self.plan)
@@ -93,7 +100,7 @@ def by_layout(kernel: Sparse, conv: Conv2d, isa: Isa, choices: Choices, source: 
         return None
     conv = sparse_rows.flat(conv) if result == sparse_rows.PLANES else conv
     p = sparse_rows.plan(conv, isa, kernel.plan.product, kernel.density, choices, source, result)
-    return replace(kernel, plan=p, cycles=sparse_rows.cost(p, isa, kernel.density)) if p else None
+    return replace(kernel, plan=p, cycles=sparse_rows.cost(p, isa, kernel.density), streams=[]) if p else None
 
 
 def padded(x: te.Tensor, conv: Conv2d, image: sparse_blocks.Source, fill: int) -> te.Tensor:
@@ -111,14 +118,14 @@ def candidates(
     weight: np.ndarray, conv: Conv2d, isa: Isa, how: Product, choices: Choices, planes: bool = False
 ) -> list[Sparse]:
     """Kernels for weights (O, C, KH, KW), the fastest first; `planes`: where activations may be such."""
-    found = []
+    found, alive = [], weight != 0
     for vectors in (1, 2):
-        density = of_blocks(weight, vectors * how.lanes, how.depth)
+        density = of_blocks(alive, vectors * how.lanes, how.depth)
         p = sparse_blocks.plan(conv, isa, how, vectors, density, choices)
         cycles = sparse_blocks.cost(conv, p, isa, density)
         found.append(Sparse(f"{p.width}x{how.depth} blocks", p, density, cycles))
     if not how.words.narrow:
-        density = of_blocks(weight, 1, how.depth)
+        density = of_blocks(alive, 1, how.depth)
         if (rows := sparse_rows.plan(conv, isa, how, density, choices)) is not None:
             text = f"rows of 1x{how.depth}" if how.depth > 1 else "rows"
             one = Sparse(text, rows, density, sparse_rows.cost(rows, isa, density))
@@ -127,9 +134,9 @@ def candidates(
     return sorted(found, key=lambda one: one.cycles)
 
 
-def of_blocks(weight: np.ndarray, outputs: int, depth: int) -> float:
-    """The share of blocks of `outputs` by `depth` weights that are not zero, of all that would be full."""
-    taps = by_depth(weight, depth)
+def of_blocks(alive: np.ndarray, outputs: int, depth: int) -> float:
+    """The share of blocks of `outputs` by `depth` weights that are not zero (`alive`), of all that would be full."""
+    taps = by_depth(alive, depth)
     taps = np.pad(taps, ((0, -len(taps) % outputs), *((0, 0),) * 4))
     blocks = taps.reshape(-1, outputs, *taps.shape[1:]).any((1, 5))
     return max(round(float(blocks.mean()), 2), 0.01)  # layers of about one density share plans, and so kernels
@@ -174,3 +181,10 @@ def kept(
     if keep.policy == "smaller" and size >= bytes_:
         return None, row | {"why": f"{best.text} would take {size / bytes_:.2f} times the bytes"}
     return best, row | {"format": best.text, "kept": True, "bytes": size, "blocks": best.density, "why": ""}
+
+
+def lost(row: dict) -> dict:
+    """The row of a layer whose kernel was kept, once it is measured and has lost."""
+    why = f"measured: {row['format']} are slower"
+    said = {"format": "dense", "kept": False, "bytes": row["dense_bytes"], "why": why}
+    return {name: value for name, value in row.items() if name != "blocks"} | said

@@ -90,7 +90,7 @@ class Workshop:
                 raise _Known
 
         try:
-            lowered = lower_kernels(task.module, self.machine, self.isa, watch, recorder)
+            lowered = lower_kernels(task.module, self.machine, self.isa, watch, recorder).build()
         except _Known:
             return Built(recorder.decisions(task.workload), recorder.asked[task.workload], None)
         if lowered.fallbacks:
