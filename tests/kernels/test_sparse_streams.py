@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvmcompress.isa import BF16_BITS, Isa, isa_of
-from tvmcompress.kernels import sparse_blocks, sparse_rows
+from tvmcompress.kernels import sparse_blocks, sparse_nm, sparse_rows
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.sparse import Streams, narrow, product
 from tvmcompress.target import Target
@@ -97,6 +97,27 @@ def from_rows(streams: Streams, p: sparse_rows.Plan) -> np.ndarray:
     return dense[: conv.oc, : conv.c]
 
 
+def from_picked(streams: Streams, conv: Conv2d, p: sparse_blocks.Plan) -> np.ndarray:
+    """(O, C, KH, KW): a place is counted from an offset, within the window that is read there."""
+    depth, columns = p.product.depth, sparse_blocks.source(conv, p).columns
+    channels, length, (dh, dw) = -(-conv.c // depth) * depth, p.picked.words * depth, conv.dilation
+    values = words(streams, p, p.width * depth).reshape(-1, p.width, depth)
+    places = streams.more[0].reshape(values.shape)
+    dense = np.zeros((p.panels(conv) * p.width, channels, *conv.kernel), np.int64)
+    assert streams.pointers[0] == 0 and places.max() < length <= channels and 4 * p.picked.words <= p.picked.pick.reach
+    for panel in range(p.panels(conv)):
+        for j in range(streams.pointers[panel], streams.pointers[panel + 1]):
+            pixel, first = divmod(int(streams.offsets[j]), channels)
+            y, x = divmod(pixel, columns)
+            assert y % dh == 0 and x % dw == 0 and first + length <= channels and values[j].any()
+            for lane, d in np.ndindex(p.width, depth):
+                at = panel * p.width + lane, first + places[j, lane, d], y // dh, x // dw
+                assert not (dense[at] and values[j, lane, d])
+                dense[at] += values[j, lane, d]
+    assert not dense[conv.oc :].any() and not dense[:, conv.c :].any()
+    return dense[: conv.oc, : conv.c]
+
+
 @given(layer=layers(), name=st.sampled_from(TARGETS), kinds=st.sampled_from(KINDS), vectors=st.integers(1, 2))
 @settings(max_examples=150, deadline=None)
 def test_blocks_come_back(layer, name, kinds, vectors):
@@ -106,6 +127,18 @@ def test_blocks_come_back(layer, name, kinds, vectors):
     p = sparse_blocks.plan(conv, isa, how, vectors, 0.5)
     streams = sparse_blocks.pack(stored(weight, kinds[1]), conv, p)
     np.testing.assert_array_equal(from_blocks(streams, conv, p), weight)
+
+
+@given(layer=layers(), name=st.sampled_from(TARGETS), kinds=st.sampled_from(KINDS))
+@settings(max_examples=150, deadline=None)
+def test_groups_come_back(layer, name, kinds):
+    (conv, weight), isa = layer, ISAS[name]
+    how = product(conv, isa, *kinds)
+    if how is None or (picked := sparse_nm.picked(conv, isa, how)) is None:
+        return
+    p = sparse_blocks.plan(conv, isa, how, 1, 0.5, picked=picked)
+    streams = sparse_nm.pack(stored(weight, kinds[1]), conv, p)
+    np.testing.assert_array_equal(from_picked(streams, conv, p), weight)
 
 
 @given(layer=layers(), name=st.sampled_from(TARGETS), kinds=st.sampled_from(KINDS), data=st.data())
