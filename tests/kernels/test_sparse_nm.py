@@ -10,13 +10,14 @@ import pytest
 from tvm import relax
 
 from tests import reference
-from tests.kernels.test_sparse_streams import ISAS
+from tests.kernels.test_sparse_streams import isa_named
 from tests.lower.tools import assembly, basic_blocks, need
 from tvmcompress import linking
 from tvmcompress.breakeven import GROUPS, of_groups, only
 from tvmcompress.ir import graph, ops
-from tvmcompress.isa import isa_of
+from tvmcompress.kernels import sparse_nm
 from tvmcompress.kernels.conv2d import Conv2d
+from tvmcompress.kernels.sparse import product
 from tvmcompress.lower.pipeline import Lowered, lower, machine
 from tvmcompress.lower.sparse import Keep
 from tvmcompress.target import Target
@@ -31,7 +32,7 @@ CASES = [
     (Conv2d(3, 1, 1, 96, 48, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)), 1, 16),
 ]
 SPILLED = r"mm\d+, -?\d*\(%rsp\)|\(%rsp\), %[xyz]mm|\t(ldr|str)\tq\d+, \[sp"
-ADDED = r"\t(vfmadd\d+ps|addps|vpdpbusd|v?paddd|fmla|sdot)\t"
+ADDED = r"\t(vfmadd\d+ps|addps|vpdpbusd|v?pmaddwd|fmla|sdot)\t"
 KINDS = ("float32", "uint8", "int8", "bfloat16")
 # target, what picks elements of 32 bits and of those that make words of integers
 PICKS = [
@@ -89,8 +90,7 @@ def built(name: str, kind: str) -> tuple[Lowered, list[np.ndarray], list[np.ndar
         return [layer(rw, x, weight, conv) for x, weight, (conv, _, _) in zip(data, weights, CASES)]
 
     mod = graph.program([(f"x{i}", x.shape, str(x.dtype)) for i, x in enumerate(inputs)], body)
-    made = target.to_tvm()
-    lowered = lower(mod, made, isa_of(made, target.l1d, target.l2), choices=only(GROUPS), keep=Keep("always"))
+    lowered = lower(mod, target.to_tvm(), isa_named(name), choices=only(GROUPS), keep=Keep("always"))
     assert not lowered.fallbacks
     return lowered, inputs, wanted
 
@@ -100,12 +100,12 @@ def formats(lowered: Lowered) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", [*(name for name, _, _ in PICKS[:7]), "native"])
+@pytest.mark.parametrize("name", ["native", "znver4", "skylake-avx512", "x86-64-v3", "x86-64-v2"])
 def test_numbers(name: str, kind: str) -> None:
     need(name)
+    if kind == "bfloat16" and isa_named(name).bf16 is None:
+        pytest.skip("no dot product of bfloat16")
     lowered, inputs, wanted = built(name, kind)
-    if kind == "bfloat16" and not ISAS.get(name, isa_of(Target.load(name).to_tvm())).bf16:
-        return
     assert len(formats(lowered)) == len(CASES) and all(text.endswith(" groups") for text in formats(lowered))
     for got, expected in zip(machine(lowered, linking.linker(Target.load(name)))(inputs), wanted):
         np.testing.assert_array_equal(got, expected)
@@ -120,3 +120,40 @@ def test_instructions(name: str, floats: str, integers: str) -> None:
         loops = [body for body in bodies if min(len(re.findall(one, body)) for one in (rf"\t{mnemonic}\t", ADDED)) >= 4]
         assert len(loops) >= 3
         assert all(len(re.findall(SPILLED, loop)) <= 2 for loop in loops)  # all sums stay in registers, but one at most
+
+
+@pytest.mark.parametrize("name", ["generic-armv7", "riscv64-v"])
+def test_where_nothing_picks(name: str) -> None:
+    how = product(CASES[0][0], isa_named(name), "float32", "float32")
+    assert how is not None and sparse_nm.picked(CASES[0][0], isa_named(name), how) is None
+
+
+@pytest.mark.parametrize(
+    "left, m, most, text",
+    [(2, 4, 64, "2:4"), (4, 8, 16, "4:8"), (1, 4, 4, "1:4"), (3, 16, 16, "3:16"), (3, 16, 8, "3:8"), (8, 8, 32, "4:4")],
+)
+def test_patterns(left: int, m: int, most: int, text: str) -> None:
+    """Of two that hold alike the smaller M is told; what M is beyond reach is not seen."""
+    scores = np.random.default_rng(0).random((32, 8, m, 2, 2)).argsort(2)
+    assert sparse_nm.pattern((scores < left).reshape(32, 8 * m, 2, 2).astype(np.int8), most) == text
+    assert sparse_nm.pattern(np.zeros((4, 70, 1, 1)), 64) == "1:64"
+
+
+def test_patterns_with_a_group_that_ends_early() -> None:
+    weight = np.zeros((3, 10, 1, 1))
+    weight[:, [0, 1, 4, 7, 8, 9]] = 1
+    assert sparse_nm.pattern(weight, 8) == "2:4"
+
+
+def test_floats_with_zeros_anywhere_are_left_to_rows() -> None:
+    conv, isa = CASES[0][0], isa_named("znver4")
+    rng = np.random.default_rng(0)
+    anywhere = (rng.random((conv.oc, conv.c, 1, 1)) < 0.2).astype(np.float32)
+    for weight, kinds, wanted in (
+        (anywhere, ("float32", "float32"), False),
+        (anywhere, ("uint8", "int8"), True),
+        (of_groups(conv, 0.25, 4), ("float32", "float32"), True),
+    ):
+        how = product(conv, isa, *kinds)
+        picked = sparse_nm.picked(conv, isa, how)
+        assert sparse_nm.suits(weight, how, sparse_nm.density(weight, conv, how, picked.words)) == wanted

@@ -154,6 +154,22 @@ def test_rows_come_back(layer, name, kinds, data):
     np.testing.assert_array_equal(from_rows(streams, p), weight)
 
 
+def test_channels_that_only_fill_up_another_instruction():
+    """smmla takes eight channels, so that a pixel has 24; weights are of 20, and sdot takes four."""
+    conv, isa = Conv2d(1, 6, 9, 24, 7, (3, 2), (1, 1), (0, 0, 0, 0), (1, 1), zeros=4), ISAS["neoverse-v1"]
+    weight = np.random.default_rng(0).integers(-9, 9, (7, 20, 3, 2))
+    how, filled = product(conv, isa, "int8", "int8"), np.pad(weight, ((0, 0), (0, 4), (0, 0), (0, 0)))
+    assert how is not None and how.depth == 4
+    blocks = sparse_blocks.plan(conv, isa, how, 1, 0.5)
+    np.testing.assert_array_equal(
+        from_blocks(sparse_blocks.pack(weight.astype("int8"), conv, blocks), conv, blocks), filled
+    )
+    groups = sparse_blocks.plan(conv, isa, how, 1, 0.5, picked=sparse_nm.picked(conv, isa, how))
+    np.testing.assert_array_equal(
+        from_picked(sparse_nm.pack(weight.astype("int8"), conv, groups), conv, groups), filled
+    )
+
+
 @pytest.mark.parametrize("most, dtype", [(0, np.uint16), ((1 << 16) - 1, np.uint16), (1 << 16, np.int32)])
 def test_offsets_take_two_bytes_where_that_is_enough(most, dtype):
     assert narrow(np.array([0, most])).dtype == dtype
@@ -169,6 +185,13 @@ def test_lists_by_hand():
     blocks = sparse_blocks.pack(weight, conv, sparse_blocks.plan(conv, isa, how, 1, 0.5))
     np.testing.assert_array_equal(blocks.values, [[0, 0, 5, 0], [3, 0, 7, 0]])
     assert blocks.offsets.tolist() == [0, 1] and blocks.pointers.tolist() == [0, 2]
+    picked = sparse_nm.picked(conv, isa, how)
+    groups = sparse_nm.pack(weight, conv, sparse_blocks.plan(conv, isa, how, 1, 0.5, picked=picked))
+    # A window is both inputs: the third output needs two vectors, the first picks its second input in the first.
+    assert picked is not None and picked.words == 2
+    np.testing.assert_array_equal(groups.values, [[3, 0, 5, 0], [0, 0, 7, 0]])
+    np.testing.assert_array_equal(groups.more[0], [[1, 0, 0, 0], [0, 0, 1, 0]])
+    assert groups.offsets.tolist() == [0, 0] and groups.pointers.tolist() == [0, 2]
     tile = next(t for t in sparse_rows.tiles(conv, isa, how) if t.slice == 2 and t.parts == 1 and t.columns == 5)
     p = sparse_rows.Plan(how, tile, conv)
     assert p.plane == 12  # two vectors of pixels, and one more to make them odd

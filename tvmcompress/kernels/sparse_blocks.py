@@ -45,7 +45,6 @@ from tvmcompress.kernels.tile import broadcast_from, round_up, straight, whole_v
 NAME = "sparse_blocks"
 COPY, COPIED = 4000, 3  # cycles of a pass over an image, and of each of its vectors
 LATENCY = 8  # multiply-adds in flight that keep two ports busy
-REACHED = 0.85  # of what ports could do, by permutations beside multiply-adds
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def cost(conv: Conv2d, p: Plan, isa: Isa, density: float) -> float:
     pixels = p.rows * p.columns
     block = max(pixels * p.vectors, pixels + p.vectors + 1, LATENCY) / 2
     if p.picked:
-        block = max(pixels * (1 + p.picked.pick.effort) / REACHED, pixels + 3, LATENCY) / 2 + 1
+        block = max(pixels * (1 + p.picked.pick.effort), pixels + 3, LATENCY) / 2 + 1
     blocks = density * -(-conv.c // p.product.depth) * conv.kernel[0] * conv.kernel[1]
     tasks = conv.n * math.ceil(oh / p.rows) * math.ceil(ow / p.columns) * p.panels(conv)
     each = blocks * block + 10 + pixels * p.vectors

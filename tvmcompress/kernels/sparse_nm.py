@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tvmcompress.ir.sparsity import joined
+from tvmcompress.ir.sparsity import FULL, joined
 from tvmcompress.isa import Isa
 from tvmcompress.kernels.code import Picked
 from tvmcompress.kernels.conv2d import Conv2d
@@ -62,6 +62,11 @@ def density(weight: np.ndarray, conv: Conv2d, product: Product, words: int) -> f
     found = needed(windows(weight != 0, conv, product, words)[0], product.depth)
     full = found.shape[0] * found.shape[1] * -(-conv.c // product.depth)
     return max(round(float(found.sum()) / full, 2), 0.01)  # layers of about one density share plans, and so kernels
+
+
+def suits(weight: np.ndarray, product: Product, density: float) -> bool:
+    """Words of several inputs always; of floats only patterns that fill vectors: other zeros are for `sparse_rows`."""
+    return product.depth > 1 or bool(np.count_nonzero(weight) >= FULL * density * weight.size)
 
 
 def pattern(weight: np.ndarray, most: int) -> str:

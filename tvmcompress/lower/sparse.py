@@ -2,7 +2,7 @@
 
     conv2d(x, w)    ->    sparse_rows(x, values, offsets, pointers)                  zeros anywhere
                     ->    sparse_blocks(copy with padding, values, offsets, pointers) zeros in blocks of outputs
-                    ->    the same, with places                                   N of each M inputs
+                    ->    sparse_blocks(…, places)                    N of each M inputs; bytes: zeros anywhere
 
 Which, and whether at all, is a matter of estimated cycles (`Keep.policy` "faster"), of bytes ("smaller"), or of neither
 ("always", "never"). Names in `Keep.dense` stay dense: there the sparse kernel was measured and lost.
@@ -108,9 +108,10 @@ def candidates(weight: np.ndarray, conv: Conv2d, isa: Isa, how: Product, choices
         found.append(Sparse(f"{p.width}x{how.depth} blocks", p, density, cycles))
     if picked := sparse_nm.picked(conv, isa, how):
         density = sparse_nm.density(weight, conv, how, picked.words)
-        p = sparse_blocks.plan(conv, isa, how, 1, density, choices, picked)
-        text = f"{sparse_nm.pattern(weight, picked.words * how.depth)} groups"
-        found.append(Sparse(text, p, density, sparse_blocks.cost(conv, p, isa, density)))
+        if sparse_nm.suits(weight, how, density):
+            p = sparse_blocks.plan(conv, isa, how, 1, density, choices, picked)
+            text = f"{sparse_nm.pattern(weight, picked.words * how.depth)} groups"
+            found.append(Sparse(text, p, density, sparse_blocks.cost(conv, p, isa, density)))
     if not how.words.narrow:
         density = of_blocks(weight, 1, how.depth)
         if (rows := sparse_rows.plan(conv, isa, how, density, choices)) is not None:
