@@ -70,9 +70,9 @@ def suits(weight: np.ndarray, product: Product, density: float) -> bool:
 
 
 def pattern(weight: np.ndarray, most: int) -> str:
-    """The tightest N:M that holds for every output, M a power of two up to `most`."""
+    """The tightest N:M that holds for every output, M a power of two up to `most` and the inputs."""
     alive = (weight != 0).transpose(0, 2, 3, 1).astype(np.uint8)
-    sizes = [LEAST << i for i in range(max(most // LEAST, 1).bit_length())]
+    sizes = [LEAST << i for i in range(max(min(most, weight.shape[1]) // LEAST, 1).bit_length())]
     found = [(max(int(joined(alive, 3, m).max()), 1), m) for m in sizes]
     tightest = min(n / m for n, m in found)
     n, m = next((n, m) for n, m in found if n / m <= ALIKE * tightest)
