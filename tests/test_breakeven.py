@@ -2,10 +2,12 @@
 
 import pytest
 
-from tvmcompress.breakeven import BreakEven, Curve, breakeven, emptied
+from tvmcompress.breakeven import GROUPS, BreakEven, Curve, breakeven, emptied, formats, of_groups
 from tvmcompress.breakeven_html import render
 from tvmcompress.errors import TargetError
+from tvmcompress.isa import isa_of
 from tvmcompress.kernels.conv2d import Conv2d
+from tvmcompress.target import Target
 
 CONV = Conv2d(1, 5, 7, 32, 48, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
 
@@ -35,6 +37,22 @@ def test_zeros_come_in_blocks(block):
     blocks = (weight != 0).reshape(48 // block[0], block[0], 32 // block[1], block[1], 3, 3)
     assert (blocks.any((1, 3)) == blocks.all((1, 3))).all()
     assert 0.15 < (weight != 0).mean() < 0.45
+
+
+@pytest.mark.parametrize("density, group, left", [(0.05, 16, 1), (0.5, 8, 4), (0.3, 16, 5), (1.0, 8, 7)])
+def test_zeros_come_in_groups(density, group, left):
+    weight = of_groups(CONV, density, group)
+    assert weight.shape == (48, 32, 3, 3)
+    assert ((weight != 0).reshape(48, -1, group, 3, 3).sum(2) == left).all()
+
+
+@pytest.mark.parametrize(
+    "name, groups", [("icelake-server", ["float32", "int8"]), ("alderlake", ["float32", "int8"]), ("rpi5", ["int8"])]
+)
+def test_groups_are_tried_where_something_picks_them(name, groups):
+    target = Target.load(name)
+    found = [(dtype, group) for text, dtype, (_, group) in formats(isa_of(target.to_tvm())) if text == GROUPS]
+    assert [dtype for dtype, _ in found] == groups and all(group in (8, 16) for _, group in found)
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,9 @@ def compiled(small: tuple[Model, np.ndarray], keep: str = "faster", target: str 
     package = tc.compile(small[0], target, keep=keep)
     got = tc.deploy(package)({"x": small[1]})["y"]
     np.testing.assert_allclose(got, evaluate.evaluate(small[0].module, [small[1]])[0], rtol=1e-4, atol=1e-5)
-    sparse = [row["key"] for row in package.manifest["kernels"] if row["key"].startswith(("sparse ", "blocks "))]
+    sparse = [
+        row["key"] for row in package.manifest["kernels"] if row["key"].startswith(("sparse ", "blocks ", "picked "))
+    ]
     rows = {row["name"]: row["sparse"] for row in package.manifest["layers"] if row.get("sparse")}
     assert len(sparse) == sum(row["kept"] for row in rows.values())
     return rows

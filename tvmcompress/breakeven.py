@@ -36,6 +36,8 @@ LAYERS = {
     "3x3, 128 to 128, 28x28": Conv2d(1, 28, 28, 128, 128, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
     "product 128x384 to 1536": Conv2d(1, 1, 128, 384, 1536, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
 }
+GROUPS = "N:M groups"
+LONGEST, SHORTEST = 16, 8  # M in these: of fewer inputs too few densities can be left
 Progress = Callable[[int, int | None, str], None]
 
 
@@ -110,12 +112,16 @@ def breakeven(
 
 
 def formats(isa: Isa) -> list[tuple[str, str, tuple[int, int]]]:
-    """Name, dtype, and the blocks in which zeros come."""
+    """Name, dtype, and the blocks in which zeros come; of N:M the M inputs."""
     depth = isa.dot.depth if isa.dot else 1
     found = [("rows", "float32", (1, 1)), (f"{isa.lanes}x1 blocks", "float32", (isa.lanes, 1))]
     if isa.dot and isa.dot.function:
         found.append((f"rows of 1x{depth}", "int8", (1, depth)))
-    return [*found, (f"{isa.lanes}x{depth} blocks", "int8", (isa.lanes, depth))]
+    found.append((f"{isa.lanes}x{depth} blocks", "int8", (isa.lanes, depth)))
+    kinds = {32: "float32", **({32 // depth: "int8"} if isa.dot and isa.dot.function else {})}
+    reach = {pick.bits: 8 * pick.reach // pick.bits for pick in isa.picks}
+    groups = [(GROUPS, dtype, (1, min(reach.get(bits, 0), LONGEST))) for bits, dtype in kinds.items()]
+    return found + [one for one in groups if one[2][1] >= SHORTEST]
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,8 @@ class Side:
     def build(self, conv: Conv2d, dtype: str, density: float | None, block: tuple[int, int], text: str) -> Linked:
         """`density` None: the dense kernel."""
         keep, full = (Keep("never"), 1.0) if density is None else (Keep("always"), density)
-        mod = program(conv, dtype, emptied(conv, full, block))
+        weight = of_groups(conv, full, block[1]) if text == GROUPS else emptied(conv, full, block)
+        mod = program(conv, dtype, weight)
         lowered = lower(mod, self.machine, self.isa, choices=only(text), keep=keep)
         if self.folder is None:
             return Linked(lowered, Path())
@@ -156,7 +163,8 @@ def only(text: str) -> Callable[[str], Choose]:
     """Choices of one format, and of what the model likes else."""
 
     def choose(name: str, candidates: Sequence[T]) -> T:
-        return text if name == "format" and text in candidates else candidates[0]  # type: ignore[return-value]
+        fitting = (one for one in candidates if name == "format" and str(one).endswith(text.removeprefix("N:M")))
+        return next(fitting, candidates[0])
 
     return lambda _key: choose
 
@@ -167,6 +175,15 @@ def emptied(conv: Conv2d, density: float, block: tuple[int, int]) -> np.ndarray:
     outputs, inputs = block
     mask = rng.random((-(-conv.oc // outputs), -(-conv.c // inputs), *conv.kernel)) < density
     mask = np.repeat(np.repeat(mask, outputs, 0), inputs, 1)[: conv.oc, : conv.c]
+    return (rng.standard_normal(mask.shape) * mask).astype(np.float32)
+
+
+def of_groups(conv: Conv2d, density: float, group: int) -> np.ndarray:
+    """Normal weights (O, C, KH, KW): of each `group` of inputs as many are left as come nearest to `density`."""
+    rng = np.random.default_rng(0)
+    left = min(max(round(density * group), 1), group - 1)
+    order = rng.random((conv.oc, -(-conv.c // group), group, *conv.kernel)).argsort(2)
+    mask = (order < left).reshape(conv.oc, -1, *conv.kernel)[:, : conv.c]
     return (rng.standard_normal(mask.shape) * mask).astype(np.float32)
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvmcompress.isa import BF16_BITS, Isa, isa_of
-from tvmcompress.kernels import sparse_blocks, sparse_rows
+from tvmcompress.kernels import sparse_blocks, sparse_nm, sparse_rows
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.sparse import Streams, narrow, product
 from tvmcompress.target import Target
@@ -100,6 +100,27 @@ def from_rows(streams: Streams, p: sparse_rows.Plan) -> np.ndarray:
     return dense[: conv.oc, : conv.c]
 
 
+def from_picked(streams: Streams, conv: Conv2d, p: sparse_blocks.Plan) -> np.ndarray:
+    """(O, C, KH, KW): a place is counted from an offset, within the window that is read there."""
+    depth, columns = p.product.depth, sparse_blocks.source(conv, p).columns
+    channels, length, (dh, dw) = -(-conv.c // depth) * depth, p.picked.words * depth, conv.dilation
+    values = words(streams, p, p.width * depth).reshape(-1, p.width, depth)
+    places = streams.more[0].reshape(values.shape)
+    dense = np.zeros((p.panels(conv) * p.width, channels, *conv.kernel), np.int64)
+    assert streams.pointers[0] == 0 and places.max() < length <= channels and 4 * p.picked.words <= p.picked.pick.reach
+    for panel in range(p.panels(conv)):
+        for j in range(streams.pointers[panel], streams.pointers[panel + 1]):
+            pixel, first = divmod(int(streams.offsets[j]), channels)
+            y, x = divmod(pixel, columns)
+            assert y % dh == 0 and x % dw == 0 and first + length <= channels and values[j].any()
+            for lane, d in np.ndindex(p.width, depth):
+                at = panel * p.width + lane, first + places[j, lane, d], y // dh, x // dw
+                assert not (dense[at] and values[j, lane, d])
+                dense[at] += values[j, lane, d]
+    assert not dense[conv.oc :].any() and not dense[:, conv.c :].any()
+    return dense[: conv.oc, : conv.c]
+
+
 @given(layer=layers(), name=st.sampled_from(TARGETS), kinds=st.sampled_from(KINDS), vectors=st.integers(1, 2))
 @settings(max_examples=150, deadline=None)
 def test_blocks_come_back(layer, name, kinds, vectors):
@@ -109,6 +130,18 @@ def test_blocks_come_back(layer, name, kinds, vectors):
     p = sparse_blocks.plan(conv, isa, how, vectors, 0.5)
     streams = sparse_blocks.pack(stored(weight, kinds[1]), conv, p)
     np.testing.assert_array_equal(from_blocks(streams, conv, p), weight)
+
+
+@given(layer=layers(), name=st.sampled_from(TARGETS), kinds=st.sampled_from(KINDS))
+@settings(max_examples=150, deadline=None)
+def test_groups_come_back(layer, name, kinds):
+    (conv, weight), isa = layer, ISAS[name]
+    how = product(conv, isa, *kinds)
+    if how is None or (picked := sparse_nm.picked(conv, isa, how)) is None:
+        return
+    p = sparse_blocks.plan(conv, isa, how, 1, 0.5, picked=picked)
+    streams = sparse_nm.pack(stored(weight, kinds[1]), conv, p)
+    np.testing.assert_array_equal(from_picked(streams, conv, p), weight)
 
 
 @given(layer=layers(), name=st.sampled_from(TARGETS), kinds=st.sampled_from(KINDS), data=st.data())
@@ -122,6 +155,22 @@ def test_rows_come_back(layer, name, kinds, data):
     p = sparse_rows.Plan(how, tile, conv)
     streams = sparse_rows.pack(stored(weight, kinds[1]), p)
     np.testing.assert_array_equal(from_rows(streams, p), weight)
+
+
+def test_channels_that_only_fill_up_another_instruction():
+    """smmla takes eight channels, so that a pixel has 24; weights are of 20, and sdot takes four."""
+    conv, isa = Conv2d(1, 6, 9, 24, 7, (3, 2), (1, 1), (0, 0, 0, 0), (1, 1), zeros=4), ISAS["neoverse-v1"]
+    weight = np.random.default_rng(0).integers(-9, 9, (7, 20, 3, 2))
+    how, filled = product(conv, isa, "int8", "int8"), np.pad(weight, ((0, 0), (0, 4), (0, 0), (0, 0)))
+    assert how is not None and how.depth == 4
+    blocks = sparse_blocks.plan(conv, isa, how, 1, 0.5)
+    np.testing.assert_array_equal(
+        from_blocks(sparse_blocks.pack(weight.astype("int8"), conv, blocks), conv, blocks), filled
+    )
+    groups = sparse_blocks.plan(conv, isa, how, 1, 0.5, picked=sparse_nm.picked(conv, isa, how))
+    np.testing.assert_array_equal(
+        from_picked(sparse_nm.pack(weight.astype("int8"), conv, groups), conv, groups), filled
+    )
 
 
 @pytest.mark.parametrize("most, dtype", [(0, np.uint16), ((1 << 16) - 1, np.uint16), (1 << 16, np.int32)])
@@ -139,6 +188,13 @@ def test_lists_by_hand():
     blocks = sparse_blocks.pack(weight, conv, sparse_blocks.plan(conv, isa, how, 1, 0.5))
     np.testing.assert_array_equal(blocks.values, [[0, 0, 5, 0], [3, 0, 7, 0]])
     assert blocks.offsets.tolist() == [0, 1] and blocks.pointers.tolist() == [0, 2]
+    picked = sparse_nm.picked(conv, isa, how)
+    groups = sparse_nm.pack(weight, conv, sparse_blocks.plan(conv, isa, how, 1, 0.5, picked=picked))
+    # A window is both inputs: the third output needs two vectors, the first picks its second input in the first.
+    assert picked is not None and picked.words == 2
+    np.testing.assert_array_equal(groups.values, [[3, 0, 5, 0], [0, 0, 7, 0]])
+    np.testing.assert_array_equal(groups.more[0], [[1, 0, 0, 0], [0, 0, 1, 0]])
+    assert groups.offsets.tolist() == [0, 0] and groups.pointers.tolist() == [0, 2]
     tile = next(t for t in sparse_rows.tiles(conv, isa, how) if t.slice == 2 and t.parts == 1 and t.columns == 5)
     p = sparse_rows.Plan(how, tile, conv)
     assert p.plane == 12  # two vectors of pixels, and one more to make them odd

@@ -12,10 +12,10 @@ from tvm import relax
 
 import tvmcompress as tc
 from tests.ir_pairs import calibration
-from tests.kernels.test_sparse_streams import ISAS
+from tests.kernels.test_sparse_streams import ISAS, isa_named
 from tests.lower.tools import need, op_names
 from tvmcompress import linking
-from tvmcompress.breakeven import emptied
+from tvmcompress.breakeven import emptied, of_groups
 from tvmcompress.errors import UsageError
 from tvmcompress.ir import evaluate, graph
 from tvmcompress.isa import isa_of
@@ -35,7 +35,7 @@ ALWAYS, NEVER = Keep("always"), Keep("never")
 
 
 # Two cores, as estimates are of the slowest thread.
-TWO = {name: replace(isa, cores=2) for name, isa in ISAS.items()}
+TWO = {name: replace(isa, cores=2) for name, isa in (ISAS | {"znver4": isa_named("znver4")}).items()}
 
 
 def decided(weight: np.ndarray, keep: Keep = KEEP, isa: str = "icelake-server", kinds=FLOATS, conv: Conv2d = PLAIN):
@@ -70,6 +70,28 @@ def test_blocks_are_seen(kinds, format_):
     kernel, row = decided(np.rint(weight), kinds=kinds)
     assert kernel is not None and row["format"] == format_ and row["estimate"] < 1
     assert row["blocks"] == pytest.approx(row["density"], rel=0.05)
+
+
+@pytest.mark.parametrize("n, m", [(1, 4), (2, 8), (1, 8), (2, 16)])
+@pytest.mark.parametrize("kinds", [FLOATS, INTEGERS])
+@pytest.mark.parametrize("isa", ["icelake-server", "x86-64-v3"])
+def test_groups_are_seen(isa, kinds, n, m):
+    if isa == "x86-64-v3" and n / m < 0.25:
+        return  # it picks from 8 inputs at a time, so that these leave lanes without a weight
+    kernel, row = decided(np.rint(of_groups(PLAIN, n / m, m) * 32), isa=isa, kinds=kinds)
+    assert kernel is not None and row["format"] == f"{n}:{m} groups" and row["estimate"] < 1
+    assert row["blocks"] == pytest.approx(n / m, abs=0.02)
+    assert row["bytes"] < row["dense_bytes"]
+
+
+@pytest.mark.parametrize("isa, least", [("znver4", 0.5), ("icelake-server", 0.25)])
+def test_bytes_with_zeros_anywhere_are_groups(isa, least):
+    for density in (0.05, least):
+        kernel, row = decided(np.rint(emptied(PLAIN, density, (1, 1)) * 32), isa=isa, kinds=INTEGERS)
+        assert (
+            kernel is not None and row["format"].endswith(":64 groups") and density < row["blocks"] < 2 * density + 0.1
+        )
+    assert decided(emptied(PLAIN, 0.1, (1, 1)), isa=isa)[1]["format"] == "rows"  # floats are not
 
 
 @pytest.mark.parametrize(
@@ -194,12 +216,12 @@ def test_pruned_layers_become_sparse_calls_and_dense_ones_do_not():
     lowered = built(mod)
     found = rows_of(lowered)
     assert set(found) == {"block0", "block1", "deep", "across"} and all(row["kept"] for row in found.values())
-    sparse = [key for key in calls(lowered) if key.startswith(("sparse ", "blocks "))]
+    sparse = [key for key in calls(lowered) if key.startswith(("sparse ", "blocks ", "picked "))]
     assert len(sparse) == 3 and len(calls(lowered)) == 5  # the shared weights are one kernel
     for got, wanted in zip(results(lowered, x), evaluate.evaluate(mod, [x])):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
     dense = built(mod, NEVER)
-    assert not any(key.startswith(("sparse ", "blocks ")) for key in calls(dense))
+    assert not any(key.startswith(("sparse ", "blocks ", "picked ")) for key in calls(dense))
     assert {row["why"] for row in rows_of(dense).values()} == {"dense was asked for"}
 
 
@@ -286,12 +308,14 @@ def test_integers_are_those_of_the_dense_kernels(name):
 @pytest.mark.parametrize("n, m", [(2, 4), (4, 8), (1, 4)])
 @pytest.mark.parametrize("integer", [False, True])
 def test_n_of_m(n, m, integer):
-    """Zeros of N:M are zeros anywhere to the kernels, and computed right."""
+    """Kernels of groups, where this machine has an instruction for them, and computed right."""
     mod, x = network(1)
     mod = PruneNm(n=n, m=m, min_size=0)(mod).module
     mod = quantized(mod, x) if integer else mod
     sparse, dense = built(mod), built(mod, NEVER)
     assert sum(row["kept"] for row in rows_of(sparse).values()) == 5
+    found = [row["format"] for row in rows_of(sparse).values()]
+    assert f"{n}:{m} groups" in found or not isa_named("native").picks
     if integer:
         np.testing.assert_array_equal(results(sparse, x)[0], results(dense, x)[0])
     else:

@@ -23,6 +23,7 @@ from tvm.script import tirx as T
 
 from tvmcompress.isa.intrinsics import instruction, integers, matrices, real, scalars, vectors
 from tvmcompress.isa.isa import BF16_BITS, Dot, Isa
+from tvmcompress.isa.picks import by_bytes
 
 FEATURES = ("dotprod", "i8mm", "bf16", "fp16fml")  # LLVM's names
 
@@ -127,6 +128,8 @@ declare <4 x float> @llvm.aarch64.neon.bfmmla(<4 x float>, <8 x bfloat>, <8 x bf
     return Dot(name, 2, 4, BF16_BITS, BF16_BITS, "bfmmla", code, 2, bfmmla)
 
 
+TBL = 1.0  # beside a multiply-add, in times of one: both take the same ports
+TBL_REGISTERS = 13  # LLVM puts many of them before the sums that they are added to
 # Of 32: with all of them in use LLVM copies the sums of dot products from one to another inside the loop.
 REGISTERS = 30
 
@@ -139,7 +142,18 @@ def facts(has, triple: str, cores: int, options: dict) -> Isa:
     more = [smmla()] if dot and has("i8mm") else []
     more += [bfmmla()] if bf16 else []
     more += [fmlal()] if has("fp16fml") else []
+    picks = tuple(by_bytes("llvm.aarch64.neon.tbl1.v16i8", 4, bits, TBL, TBL_REGISTERS) for bits in (32, 16, 8))
     name = "-".join(["neon", *(feature for feature in FEATURES if has(feature))])
     return Isa(
-        name, 4, REGISTERS, cores, dot, fused=True, bf16=bf16, more=tuple(more), widens=not has("fp16fml"), **options
+        name,
+        4,
+        REGISTERS,
+        cores,
+        dot,
+        fused=True,
+        bf16=bf16,
+        more=tuple(more),
+        widens=not has("fp16fml"),
+        picks=picks,
+        **options,
     )

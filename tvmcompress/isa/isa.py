@@ -43,6 +43,24 @@ class Dot:
 
 
 @dataclass(frozen=True)
+class Pick:
+    """An instruction that picks elements of `bits`: y[i] = x[at[i]] for every i of a register of `lanes` words.
+
+    It reads the first `reach` bytes of x, where these are repeated as often as they fit. `function` is it in LLVM's
+    language, `body`: of x in words of 32 bits, and of places, a byte each. `effort` is what it adds to a multiply-add
+    that follows it, in times of one; `registers` is how many a loop of both needs beside its sums and weights.
+    """
+
+    function: str
+    lanes: int
+    bits: int
+    reach: int
+    body: str
+    effort: float
+    registers: int
+
+
+@dataclass(frozen=True)
 class Isa:
     """Vector facts of a target. `lanes`: 32-bit lanes of one vector register; `registers`: how many there are.
 
@@ -62,6 +80,7 @@ class Isa:
     permutes_floats: bool = False  # picks 16 floats out of 16, as `kernels.few_rows` does
     more: tuple[Dot, ...] = ()  # further instructions: for several rows at a time, for float16
     widens: bool = False  # float16 activations are best made float32 once, not where they are read
+    picks: tuple[Pick, ...] = ()  # what picks elements, one for each width at most
     l1d: int = 32 * 1024
     l2: int = 512 * 1024
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from tvm.script import tirx as T
 
 from tvmcompress.isa.intrinsics import instruction, integers, real, vectors
-from tvmcompress.isa.isa import BF16_BITS, Dot, Isa
+from tvmcompress.isa.isa import BF16_BITS, Dot, Isa, Pick
+from tvmcompress.isa.picks import by_bytes, by_elements
 
 
 def vnni(lanes: int) -> Dot:
@@ -100,8 +101,37 @@ define linkonce_odr <64 x i8> @tvmcompress_look_up_{kind}(
     + f"declare <64 x i8> {PERMUTE}(<64 x i8>, <64 x i8>, <64 x i8>)\n"
 )
 
+# A permutation beside a multiply-add, in times of one. Intel has one port for permutations; multiply-adds have two, and
+# of 512 bits one of these is the same. AMD's Zen has two of four for each, with one in common: a pair takes 4/3 of a
+# multiply-add, and a little for what the scheduler misses.
+INTEL, AMD = 1.0, 0.45
+# Registers of such a loop beside sums and weights; of 16, LLVM wants some more to unroll it.
+FEW, MORE = 3, 5
+
+
+def permutations(has) -> tuple[Pick, ...]:
+    """vpermps, vpermw, vpermb, and vpshufb where these are missing. sse4a tells AMD's processors from others.
+
+    vpermw without VBMI, which is Skylake's and of its time, takes two steps: vpshufb is better.
+    """
+    effort = AMD if has("sse4a") else INTEL
+    if has("avx512f", "avx512bw"):
+        floats = by_elements("llvm.x86.avx512.permvar.sf.512", 16, 32, effort, FEW)
+        if has("avx512vbmi"):
+            wider = ((16, "hi"), (8, "qi"))
+            return floats, *(
+                by_elements(f"llvm.x86.avx512.permvar.{k}.512", 16, bits, effort, FEW) for bits, k in wider
+            )
+        return floats, *(by_bytes("llvm.x86.avx512.pshuf.b.512", 16, bits, effort, FEW) for bits in (16, 8))
+    if has("avx2"):
+        floats = by_elements("llvm.x86.avx2.permps", 8, 32, INTEL, MORE)
+        return floats, *(by_bytes("llvm.x86.avx2.pshuf.b", 8, bits, effort, MORE) for bits in (16, 8))
+    kinds = (32, 16, 8) if has("ssse3") else ()
+    return tuple(by_bytes("llvm.x86.ssse3.pshuf.b.128", 4, bits, effort, MORE) for bits in kinds)
+
 
 def facts(has, _triple: str, cores: int, options: dict) -> Isa:
+    options = options | {"picks": permutations(has)}
     if has("avx512f", "avx512bw"):
         dot = vnni(16) if has("avx512vnni") else pmaddwd(16)
         bf16 = dpbf16ps(16) if has("avx512bf16") else None

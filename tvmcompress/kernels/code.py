@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tvmcompress.isa import Dot
+from tvmcompress.isa import Dot, Pick
 
 FLOAT = "float"
 WORD = "i32"
@@ -19,13 +19,13 @@ END = "ptr %end"
 
 @dataclass
 class Function:
-    """Lines of a function; `new` gives names that are not taken."""
+    """Lines of a function; `new` gives names that are not taken; `needs` are functions that it calls."""
 
     name: str
     params: Sequence[str]
     lines: list[str] = field(default_factory=list)
     count: int = 0
-    declared: str = ""  # what it calls, but for what all may call
+    needs: str = ""  # declarations and functions that it calls, but for what all may call
 
     def new(self, expression: str) -> str:
         self.count += 1
@@ -115,6 +115,27 @@ class Words:
         return f"declare {self.sums} @llvm.fma.v{self.lanes}f32({self.sums}, {self.sums}, {self.sums})\n" * (
             self.fused and not self.narrow
         )
+
+
+@dataclass(frozen=True)
+class Picked:
+    """Data of which each lane takes elements of its own: `words` are read, and repeated to fill a register."""
+
+    pick: Pick
+    words: int
+
+    @property
+    def places(self) -> str:
+        """Which elements, for all of a register."""
+        return f"<{32 // self.pick.bits * self.pick.lanes} x i8>"
+
+    def data(self, f: Function, words: Words, pointer: str, places: str) -> str:
+        kind = f"<{self.words} x {words.word}>"
+        part = f.new(f"load {kind}, ptr {pointer}, align 1")
+        order = ", ".join(f"i32 {lane % self.words}" for lane in range(words.lanes))
+        whole = f.new(f"shufflevector {kind} {part}, {kind} poison, <{words.lanes} x i32> <{order}>")
+        arguments = f"{words.vector} {whole}, {self.places} {places}"
+        return f.new(f"call {words.vector} @{self.pick.function}({arguments})")
 
 
 def transposed(f: Function, rows: list[str], kind: str) -> list[str]:
@@ -279,17 +300,28 @@ def results(words: Words, span: int, columns: int) -> Function:
     return f
 
 
+def broadcast(f: Function, words: Words, pointer: str) -> str:
+    """A word of memory in all lanes; of narrow integers one."""
+    word = f.new(f"load {'i16' if words.narrow else words.word}, ptr {pointer}, align 1")
+    return words.splat(f, f.new(f"sext i16 {word} to i32") if words.narrow else word, words.word)
+
+
 def blocks(
-    words: Words, pixels: Sequence[tuple[int, int]], vectors: int, right: int, down: int, index: str, element: int
-) -> Function:
+    words: Words, pixels: Sequence[tuple[int, int]], vectors: int, right: int, down: int, index: str, element: int,
+    picked: Picked | None = None,
+) -> Function:  # fmt: skip
     """Sums of a tile: for each block, broadcast words of `pixels` (row, column) times `vectors` of weights.
 
     Pixels lie `right` and `down` bytes apart; offsets, of type `index`, count elements of `element` bytes. Arguments:
     image, values, offsets, how many blocks, results of the first pixel, of the next column and of the next row.
+
+    `picked`: words of one vector of outputs that differ from lane to lane; their places come behind the offsets.
     """
     name = f"tvmcompress_blocks_{words.tag}_{len(pixels)}_{pixels[-1][0]}_{vectors}_{right}_{down}_{index}_{element}"
-    arrays = [f"ptr noalias %{name}" for name in ("image", "values", "offsets")]
+    name += f"_{picked.pick.function}_{picked.words}" if picked else ""
+    arrays = [f"ptr noalias %{name}" for name in ("image", "values", "offsets", *(["places"] if picked else []))]
     f = Function(name, [*arrays, "i32 %count", "ptr %out", "ptr %column", "ptr %line", END])
+    f.needs = picked.pick.body if picked else ""
     first, column, line = (f.new(f"ptrtoint ptr %{n} to i64") for n in ("out", "column", "line"))
     apart, below = f.new(f"sub i64 {column}, {first}"), f.new(f"sub i64 {line}, {first}")
     bytes_ = words.bytes if not words.narrow else words.lanes * int(words.narrow[1:]) // 8
@@ -306,10 +338,12 @@ def blocks(
     base = f.at("%image", f.new(f"mul i64 {f.new(f'zext {index} {offset} to i64')}, {element}"))
     values = f.at("%values", f.new(f"mul i64 %j, {vectors * bytes_}"))
     taps = [f.new(f"load {words.weights}, ptr {f.at(values, v * bytes_)}, align 4") for v in range(vectors)]
+    if picked:
+        at = f.new(f"getelementptr {picked.places}, ptr %places, i64 %j")
+        places = f.new(f"load {picked.places}, ptr {at}, align 4")
     for i, (r, q) in enumerate(pixels):
-        word = f.new(f"load {'i16' if words.narrow else words.word}, ptr {f.at(base, r * down + q * right)}, align 1")
-        word = f.new(f"sext i16 {word} to i32") if words.narrow else word
-        data = words.splat(f, word, words.word)
+        at = f.at(base, r * down + q * right)
+        data = picked.data(f, words, at, places) if picked else broadcast(f, words, at)
         for v in range(vectors):
             sums[i * vectors + v] = words.step(f, sums[i * vectors + v], data, taps[v])
     f.lines[head:head] = [
@@ -335,5 +369,5 @@ HELPERS = (
 
 def module(words: Words, functions: Sequence[Function]) -> str:
     """Text of them all."""
-    declared = "".join({f.declared: "" for f in functions})
-    return HELPERS + words.declarations() + declared + "".join({f.name: f.text() for f in functions}.values())
+    needs = dict.fromkeys(f.needs for f in functions)
+    return HELPERS + "".join([words.declarations(), *needs, *{f.name: f.text() for f in functions}.values()])

@@ -45,7 +45,7 @@ def copy(words: Words, stride: int, groups: int, pitch: int, plane: int, channel
     lanes = words.lanes
     name = f"tvmcompress_planes_{words.tag}_{stride}_{groups}_{pitch}_{plane}_{channels}"
     f = Function(name, ["ptr %line", "i32 %first", "i32 %width", "ptr noalias %planes", f"{words.word} %fill", END])
-    f.declared = loads(words)
+    f.needs = loads(words)
     fill = words.splat(f, "%fill", words.word)
     count = groups * stride  # vectors that are read
     # The last of them only as far as it is wanted.
@@ -100,7 +100,7 @@ def lines(words: Words, outputs: int, span: int, rows: int, line: int, columns: 
         f"tvmcompress_lines_{words.tag}_{outputs}_{span}_{rows}_{line}_{columns}",
         ["ptr noalias %sums", "ptr %out", "ptr %next", END],
     )
-    f.declared = stores(words)
+    f.needs = stores(words)
     apart = f.new(f"sub i64 {f.new('ptrtoint ptr %next to i64')}, {f.new('ptrtoint ptr %out to i64')}")
     f.add("br label %output")
     f.add("output:")

@@ -5,6 +5,8 @@
 A panel is `width` neighbouring output channels, whole vectors of sums; a block is a panel by one input, or by as many
 as a dot product takes. `pixels` of a tile by a panel of sums stay in registers over the whole list: a broadcast element
 of x for each multiply-add, as in the dense kernel, so that a block costs what it costs there.
+
+Other lists run in the same loop: those of `sparse_nm`, whose lanes pick elements of x by places of their own.
 """
 
 from __future__ import annotations
@@ -47,12 +49,13 @@ LATENCY = 8  # multiply-adds in flight that keep two ports busy
 
 @dataclass(frozen=True)
 class Plan:
-    """`rows` by `columns` pixels are a tile; `vectors` of sums a panel."""
+    """`rows` by `columns` pixels are a tile; `vectors` of sums a panel, one where elements are `picked`."""
 
     product: Product
     rows: int
     columns: int
     vectors: int
+    picked: code.Picked | None = None
 
     @property
     def width(self) -> int:
@@ -83,18 +86,21 @@ def source(conv: Conv2d, p: Plan) -> Source:
     return Source(max(rows, conv.h), max(columns, conv.w))
 
 
-def plan(conv: Conv2d, isa: Isa, product: Product, vectors: int, density: float, choices: Choices = untuned) -> Plan:
+def plan(
+    conv: Conv2d, isa: Isa, product: Product, vectors: int, density: float, choices: Choices = untuned,
+    picked: code.Picked | None = None,
+) -> Plan:  # fmt: skip
     """`vectors`: of a panel, as the blocks of the weights are, of which the share `density` is not zero."""
-    oh, ow = conv.out
+    (oh, ow), others = conv.out, picked.pick.registers if picked else 1  # for neither sums nor weights
     found = []
     for rows in range(1, min(oh, 8) + 1):
         for columns in [ow] if rows > 1 else range(1, min(ow, isa.registers) + 1):
-            if (rows * columns + 1) * vectors + 1 <= isa.registers:
-                p = Plan(product, rows, columns, vectors)
+            if (rows * columns + 1) * vectors + others <= isa.registers:
+                p = Plan(product, rows, columns, vectors, picked)
                 found.append((cost(conv, p, isa, density), rows, columns))
     tiles = [(rows, columns) for _, rows, columns in sorted(found)]
-    rows, columns = choices(name_of(conv, product, vectors))("tile", tiles)
-    return Plan(product, rows, columns, vectors)
+    rows, columns = choices(name_of(conv, product, vectors, picked))("tile", tiles)
+    return Plan(product, rows, columns, vectors, picked)
 
 
 def cost(conv: Conv2d, p: Plan, isa: Isa, density: float) -> float:
@@ -102,10 +108,13 @@ def cost(conv: Conv2d, p: Plan, isa: Isa, density: float) -> float:
 
     A block takes `pixels` times `vectors` multiply-adds on two ports, at least as many as hide the latency of one; and
     a broadcast for each pixel, the weights and the offset on two ports. Copies for the sake of padding come before.
+    Where elements are picked a permutation comes with each multiply-add, and one step widens the places.
     """
     oh, ow = conv.out
     pixels = p.rows * p.columns
     block = max(pixels * p.vectors, pixels + p.vectors + 1, LATENCY) / 2
+    if p.picked:
+        block = max(pixels * (1 + p.picked.pick.effort), pixels + 3, LATENCY) / 2 + 1
     blocks = density * -(-conv.c // p.product.depth) * conv.kernel[0] * conv.kernel[1]
     tasks = conv.n * math.ceil(oh / p.rows) * math.ceil(ow / p.columns) * p.panels(conv)
     each = blocks * block + 10 + pixels * p.vectors
@@ -114,9 +123,9 @@ def cost(conv: Conv2d, p: Plan, isa: Isa, density: float) -> float:
     return (tasks * each + conv.n * copied) / min(isa.cores, tasks)
 
 
-def name_of(conv: Conv2d, product: Product, vectors: int) -> str:
+def name_of(conv: Conv2d, product: Product, vectors: int, picked: code.Picked | None) -> str:
     """What the kernel is known by."""
-    return f"blocks {vectors * product.lanes}x{product.depth} {key(conv, product.data)}"
+    return f"{'picked' if picked else 'blocks'} {vectors * product.lanes}x{product.depth} {key(conv, product.data)}"
 
 
 def pack(weight: np.ndarray, conv: Conv2d, p: Plan) -> Streams:
@@ -127,8 +136,9 @@ def pack(weight: np.ndarray, conv: Conv2d, p: Plan) -> Streams:
     taps = np.pad(taps, ((0, -o % p.width), *((0, 0),) * 4)).reshape(p.panels(conv), p.width, -1, depth)
     there = taps.any((1, 3))
     panel, at = np.nonzero(there)
-    row = source(conv, p).columns * steps * depth
-    where = np.arange(kh)[:, None, None] * dh * row + np.arange(kw)[:, None] * dw * steps * depth
+    pixel = round_up(conv.c, depth)  # channels of the image, of which the last may have no weights
+    row = source(conv, p).columns * pixel
+    where = np.arange(kh)[:, None, None] * dh * row + np.arange(kw)[:, None] * dw * pixel
     where = (where + np.arange(steps) * depth).reshape(-1)
     values = np.zeros((coarse(max(len(at), 1)), p.width * depth), weight.dtype)
     values[: len(at)] = taps.transpose(0, 2, 1, 3)[panel, at].reshape(len(at), p.width * depth)
@@ -146,21 +156,23 @@ def sparse_blocks(
     values: T.Buffer((count, width * depth), weight),
     offsets: T.Buffer((count,), index),
     pointers: T.Buffer((panels + 1,), "int32"),
-    out: T.Buffer(shape, sums),
+{places}    out: T.Buffer(shape, sums),
 ):
     T.func_attr({{"tirx.noalias": True, "op_pattern": 4}})
     y = T.sblock_alloc_buffer((n, heights * rows, widths * columns, panels, width), sums)
     for i, h, w, b in T.grid(n, heights, widths, panels):
         with T.sblock("sparse_blocks"):
             vi, vh, vw, vb = T.axis.remap("SSSS", [i, h, w, b])
-            T.reads(x[vi, 0:length], values[0:count, 0 : width * depth], offsets[0:count], pointers[vb : vb + 2])
+            T.reads(
+                x[vi, 0:length], values[0:count, 0 : width * depth], offsets[0:count], pointers[vb : vb + 2], {read}
+            )
             T.writes(
                 y[vi, vh * rows : vh * rows + rows, vw * columns : vw * columns + columns, vb, 0:width]
             )
             T.sblock_attr(facts)
             T.evaluate(call(
                 name, T.address_of(x[vi, vh * rows * down + vw * columns * right]),
-                T.address_of(values[pointers[vb], 0]), T.address_of(offsets[pointers[vb]]),
+                T.address_of(values[pointers[vb], 0]), T.address_of(offsets[pointers[vb]]), {given}
                 pointers[vb + 1] - pointers[vb], T.address_of(y[vi, vh * rows, vw * columns, vb, 0]),
                 T.address_of(y[vi, vh * rows, vw * columns + 1, vb, 0]),
                 T.address_of(y[vi, vh * rows + 1, vw * columns, vb, 0]),
@@ -171,6 +183,11 @@ def sparse_blocks(
             {axes} = T.axis.remap("{kinds}", [{indices}])
             out[{axes}] = y[{image}, {across}, {last} // width, {last} % width]
 """
+PICKED = {
+    "places": '    places: T.Buffer((count, width * depth), "uint8"),\n',
+    "read": "places[0:count, 0 : width * depth]",
+    "given": "T.address_of(places[pointers[vb], 0]),",
+}
 
 
 def program(conv: Conv2d, p: Plan, streams: Streams, shape: Sequence[int]) -> PrimFunc:
@@ -181,23 +198,23 @@ def program(conv: Conv2d, p: Plan, streams: Streams, shape: Sequence[int]) -> Pr
 
 @lru_cache(256)
 def written(conv: Conv2d, p: Plan, count: int, weight: str, index: str, shape: tuple[int, ...]) -> PrimFunc:
-    """x (n, elements of an image), values, offsets, pointers; `shape` is that of the result: (n, oh, ow, oc), or of a
+    """x (n, elements of an image), then `Streams.arrays`; `shape` is that of the result: (n, oh, ow, oc), or of a
     matrix product (…, ow, oc) with at most one axis before that is not 1."""
     product, (oh, ow), (sh, sw), image = p.product, conv.out, conv.strides, source(conv, p)
     channels = round_up(conv.c, product.depth)
     down, right, size = sh * image.columns * channels, sw * channels, product.bytes // product.depth
     pixels = [(r, q) for r in range(p.rows) for q in range(p.columns)]
-    function = code.blocks(product.words, pixels, p.vectors, right * size, down * size, BITS[index], size)
+    function = code.blocks(product.words, pixels, p.vectors, right * size, down * size, BITS[index], size, p.picked)
     names = {
         "T": T, "n": conv.n, "length": image.rows * image.columns * channels, "data": product.data,
         "count": count, "width": p.width, "depth": product.depth, "weight": weight,
         "index": index, "panels": p.panels(conv), "shape": [*shape], "sums": product.sums,
         "heights": -(-oh // p.rows), "widths": -(-ow // p.columns), "rows": p.rows, "columns": p.columns,
         "down": down, "right": right, "name": function.name, "call": called,
-        "facts": attributes(NAME, name_of(conv, product, p.vectors), conv, product, [function]),
+        "facts": attributes(NAME, name_of(conv, product, p.vectors, p.picked), conv, product, [function]),
     }  # fmt: skip
-    axes = result_axes(shape, (conv.n, oh, ow, conv.oc))
-    return script.program(PROGRAM.format(**axes), wide(names))
+    axes, more = result_axes(shape, (conv.n, oh, ow, conv.oc)), PICKED if p.picked else dict.fromkeys(PICKED, "")
+    return script.program(PROGRAM.format(**axes, **more), wide(names))
 
 
 def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:

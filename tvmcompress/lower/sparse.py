@@ -2,6 +2,7 @@
 
     conv2d(x, w)    ->    sparse_rows(x, values, offsets, pointers)                  zeros anywhere
                     ->    sparse_blocks(copy with padding, values, offsets, pointers) zeros in blocks of outputs
+                    ->    sparse_blocks(…, places)                    N of each M inputs; bytes: zeros anywhere
 
 Which, and whether at all, is a matter of estimated cycles (`Keep.policy` "faster"), of bytes ("smaller"), or of neither
 ("always", "never"). Names in `Keep.dense` stay dense: there the sparse kernel was measured and lost.
@@ -20,7 +21,7 @@ from tvm.tirx import PrimFunc
 from tvmcompress.ir import constants, graph, ops
 from tvmcompress.ir.graph import Expr, Rewriter
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import sparse_blocks, sparse_rows, winograd
+from tvmcompress.kernels import sparse_blocks, sparse_nm, sparse_rows, winograd
 from tvmcompress.kernels.choices import Choices
 from tvmcompress.kernels.conv2d import Conv2d, key
 from tvmcompress.kernels.sparse import Product, Streams, by_depth, product
@@ -61,9 +62,9 @@ class Sparse:
         return self.streams[0]
 
     def packed(self, weight: np.ndarray, conv: Conv2d) -> Streams:
-        if isinstance(self.plan, sparse_blocks.Plan):
-            return sparse_blocks.pack(weight, conv, self.plan)
-        return sparse_rows.pack(weight, self.plan)
+        if isinstance(self.plan, sparse_rows.Plan):
+            return sparse_rows.pack(weight, self.plan)
+        return (sparse_nm if self.plan.picked else sparse_blocks).pack(weight, conv, self.plan)
 
     def nbytes(self, weight: np.ndarray, conv: Conv2d) -> int:
         return sum(array.nbytes for array in self.pack(weight, conv).arrays)
@@ -124,6 +125,12 @@ def candidates(
         p = sparse_blocks.plan(conv, isa, how, vectors, density, choices)
         cycles = sparse_blocks.cost(conv, p, isa, density)
         found.append(Sparse(f"{p.width}x{how.depth} blocks", p, density, cycles))
+    if picked := sparse_nm.picked(conv, isa, how):
+        density = sparse_nm.density(weight, conv, how, picked.words)
+        if sparse_nm.suits(weight, how, density):
+            p = sparse_blocks.plan(conv, isa, how, 1, density, choices, picked)
+            text = f"{sparse_nm.pattern(weight, picked.words * how.depth)} groups"
+            found.append(Sparse(text, p, density, sparse_blocks.cost(conv, p, isa, density)))
     if not how.words.narrow:
         density = of_blocks(alive, 1, how.depth)
         if (rows := sparse_rows.plan(conv, isa, how, density, choices)) is not None:
