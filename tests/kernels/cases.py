@@ -87,7 +87,7 @@ def number(value: float):
 
 
 def convolution(rng: Rng, kind: str) -> Conv2d:
-    """`kind`: plain, pointwise, first, grouped, depthwise or winograd."""
+    """`kind`: plain, pointwise, first, grouped, depthwise, winograd; few (channels), few depthwise."""
     kernel = (1, 1) if kind == "pointwise" else tuple(pick(rng, 1, 2, 3, 3, 5, 7) for _ in "hw")
     dilation, strides = (tuple(pick(rng, 1, 1, 1, 2) for _ in "hw") for _ in "ds")
     padding = tuple(int(p) for p in rng.integers(0, 3, 4)) if rng.random() < 0.7 else (0, 0, 0, 0)
@@ -97,7 +97,12 @@ def convolution(rng: Rng, kind: str) -> Conv2d:
     if kind == "grouped":
         groups = pick(rng, 2, 3, 4, 7)
         c, oc = groups * size(rng, 17), groups * size(rng, 33)
-    if kind == "depthwise":
+    if kind.startswith("few"):
+        c, oc = (int(n) for n in rng.integers(1, 16, 2))
+    if kind == "few":
+        groups = pick(rng, 1, 1, 3)
+        c, oc = groups * c, groups * oc
+    if kind.endswith("depthwise"):
         groups, oc = c, c * pick(rng, 1, 1, 1, 2, 3)
     if kind == "winograd":
         kernel, dilation, strides, c, oc, low, high = (3, 3), (1, 1), (1, 1), 16 * size(rng, 3), size(rng, 65), 8, 34
@@ -512,7 +517,7 @@ def quantized(rng: Rng) -> Case:
 FAMILIES: dict[str, Callable[[Rng], Case]] = {
     **{
         f"float32 {kind}": lambda rng, kind=kind: float_convolution(rng, kind)
-        for kind in ("plain", "pointwise", "first", "grouped", "depthwise", "winograd")
+        for kind in ("plain", "pointwise", "first", "grouped", "depthwise", "winograd", "few", "few depthwise")
     },
     **{
         f"bfloat16 {kind}": lambda rng, kind=kind: float_convolution(rng, kind, narrow=True)
@@ -520,7 +525,7 @@ FAMILIES: dict[str, Callable[[Rng], Case]] = {
     },
     **{
         f"integer {kind}": lambda rng, kind=kind: integer_convolution(rng, kind)
-        for kind in ("plain", "pointwise", "first", "grouped", "depthwise")
+        for kind in ("plain", "pointwise", "first", "grouped", "depthwise", "few depthwise")
     },
     **{
         f"sparse float32 {kind}": lambda rng, kind=kind: float_convolution(rng, kind, sparse=True)
