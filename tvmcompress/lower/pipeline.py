@@ -16,6 +16,7 @@ from tvmcompress.ir import ops
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import approximation
 from tvmcompress.kernels.choices import Choices, untuned
+from tvmcompress.lower import registers
 from tvmcompress.lower.anchors import anchors
 from tvmcompress.lower.bfloat16 import share_bits
 from tvmcompress.lower.channels_last import channels_last
@@ -155,7 +156,13 @@ def lower_kernels(
         watch("arena", mod)
         mod = tvm.transform.Sequential(machine_steps())(mod)
         mod = trusted(mod, parts.inputs)
-        executable = relax.build(mod, target, relax_pipeline=tvm.transform.Sequential([]), exec_mode="bytecode")
+        executable = relax.build(
+            mod,
+            target,
+            relax_pipeline=tvm.transform.Sequential([]),
+            tir_pipeline=registers.PIPELINE,
+            exec_mode="bytecode",
+        )
     return Lowered(
         executable,
         stored=parts.stored,
