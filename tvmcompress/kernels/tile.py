@@ -21,6 +21,7 @@ from tvmcompress.isa import BF16_BITS, Isa
 from tvmcompress.kernels import FAMILY, MACS, generic
 from tvmcompress.kernels.choices import KEY, Choose, first
 
+PART = "part"  # the block that stands for some channels of an array
 GROUP = "group"  # the block that takes a group's channels out of a tile
 FEW_STEPS = 32  # elements of a reduction
 LEAST_LANES = 4
@@ -172,6 +173,14 @@ def bits(x: te.Tensor) -> te.Tensor:
     return te.compute(x.shape, element, name="bits")
 
 
+def part(x: te.Tensor, begin: int, channels: int) -> te.Tensor:
+    """`channels` of the last axis, from `begin` on: nothing is copied."""
+    *outer, all_ = x.shape
+    if int(all_) == channels:
+        return x
+    return te.compute((*outer, channels), lambda *i: x[(*i[:-1], i[-1] + begin)], name=PART)
+
+
 def real(x: te.Tensor) -> te.Tensor:
     """float32 of bfloat16's bits."""
     word = lambda *i: x[i].astype("uint32") << tirx.const(16, "uint32")  # noqa: E731
@@ -184,6 +193,10 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     Works on a program after fusion: blocks before the anchor are padding or packing, blocks after it the epilogue.
     """
     before, anchor, after = generic.around_anchor(sch)
+    for block in before[:1]:
+        if sch.get(block).name_hint == PART:
+            sch.compute_inline(block)
+            before = before[1:]
     facts = sch.get(anchor).annotations
     pixels, vectors, lanes, outer = (int(v) for v in facts["tile"])
     dot, depth, rows = str(facts["dot"]), int(facts["depth"]), int(facts["rows"])
