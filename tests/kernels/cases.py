@@ -87,7 +87,7 @@ def number(value: float):
 
 
 def convolution(rng: Rng, kind: str) -> Conv2d:
-    """`kind`: plain, pointwise, first, grouped, depthwise or winograd."""
+    """`kind`: plain, pointwise, first, grouped, depthwise, winograd; few (channels), few depthwise."""
     kernel = (1, 1) if kind == "pointwise" else tuple(pick(rng, 1, 2, 3, 3, 5, 7) for _ in "hw")
     dilation, strides = (tuple(pick(rng, 1, 1, 1, 2) for _ in "hw") for _ in "ds")
     padding = tuple(int(p) for p in rng.integers(0, 3, 4)) if rng.random() < 0.7 else (0, 0, 0, 0)
@@ -97,7 +97,12 @@ def convolution(rng: Rng, kind: str) -> Conv2d:
     if kind == "grouped":
         groups = pick(rng, 2, 3, 4, 7)
         c, oc = groups * size(rng, 17), groups * size(rng, 33)
-    if kind == "depthwise":
+    if kind.startswith("few"):
+        c, oc = (int(n) for n in rng.integers(1, 16, 2))
+    if kind == "few":
+        groups = pick(rng, 1, 1, 3)
+        c, oc = groups * c, groups * oc
+    if kind.endswith("depthwise"):
         groups, oc = c, c * pick(rng, 1, 1, 1, 2, 3)
     if kind == "winograd":
         kernel, dilation, strides, c, oc, low, high = (3, 3), (1, 1), (1, 1), 16 * size(rng, 3), size(rng, 65), 8, 34
@@ -465,6 +470,38 @@ def movement(rng: Rng) -> Case:
                 x.transpose(order))  # fmt: skip
 
 
+def parts(rng: Rng) -> Case:
+    """Channels cut in two, one part convolved, both put together and shuffled, in groups that are those or not."""
+    groups, each, integer = pick(rng, 2, 2, 3), size(rng, 33), bool(rng.random() < 0.3)
+    c, n, h, w, k = groups * each, batch(rng), size(rng, 13), size(rng, 13), pick(rng, 1, 3)
+    cut = each if each < c and rng.random() < 0.6 else int(rng.integers(1, c))
+    first_one, second = Conv2d(n, h, w, c, c, (1, 1), (1, 1), (0,) * 4, (1, 1)), c - cut
+    second_one = Conv2d(n, h, w, second, second, (k, k), (1, 1), (k // 2,) * 4, (1, 1))
+    weights = [rng.integers(-3, 4, (o.oc, o.c, *o.kernel)).astype(np.float32) for o in (first_one, second_one)]
+    x = rng.integers(0, 8, (n, h, w, c)).astype(np.uint8 if integer else np.float32)
+
+    def build(rw, data):
+        if integer:
+            data = rw.emit(ops.dequantize(data, 1.0, 0))
+        y = rw.emit(conv_operator(data, graph.const(weights[0]), first_one))
+        if integer:
+            y = rw.emit(ops.dequantize(rw.emit(ops.quantize(y, 8.0, 100, "uint8")), 8.0, 100))
+        both = rw.emit(relax.op.split(y, [cut], 1))
+        left, right = (rw.emit(relax.TupleGetItem(both, i)) for i in range(2))
+        y = rw.emit(conv_operator(right, graph.const(weights[1]), second_one))
+        y = rw.emit(relax.op.concat([left, y], 1))
+        y = rw.emit(relax.op.reshape(y, (n, groups, each, h, w)))
+        return rw.emit(relax.op.reshape(rw.emit(relax.op.permute_dims(y, (0, 2, 1, 3, 4))), (n, c, h, w)))
+
+    y = reference.conv2d(x, weights[0], first_one)
+    if integer:
+        y = (np.clip(np.rint(y / 8) + 100, 0, 255) - 100) * 8
+    y = np.concatenate([y[..., :cut], reference.conv2d(y[..., cut:], weights[1], second_one)], -1)
+    wanted = first(y).reshape(n, groups, each, h, w).swapaxes(1, 2).reshape(n, c, h, w)
+    within = 1e-5 * np.abs(wanted).max()  # by Winograd
+    return Case(f"{first_one} {second_one} {groups} {cut} {integer}", [first(x)], build, wanted, within)
+
+
 def elementwise(rng: Rng) -> Case:
     """Two to five functions in a row, sums and products with broadcast operands between."""
     shape = tensor(rng)
@@ -517,7 +554,7 @@ def quantized(rng: Rng) -> Case:
 FAMILIES: dict[str, Callable[[Rng], Case]] = {
     **{
         f"float32 {kind}": lambda rng, kind=kind: float_convolution(rng, kind)
-        for kind in ("plain", "pointwise", "first", "grouped", "depthwise", "winograd")
+        for kind in ("plain", "pointwise", "first", "grouped", "depthwise", "winograd", "few", "few depthwise")
     },
     **{
         f"bfloat16 {kind}": lambda rng, kind=kind: float_convolution(rng, kind, narrow=True)
@@ -525,7 +562,7 @@ FAMILIES: dict[str, Callable[[Rng], Case]] = {
     },
     **{
         f"integer {kind}": lambda rng, kind=kind: integer_convolution(rng, kind)
-        for kind in ("plain", "pointwise", "first", "grouped", "depthwise")
+        for kind in ("plain", "pointwise", "first", "grouped", "depthwise", "few depthwise")
     },
     **{
         f"sparse float32 {kind}": lambda rng, kind=kind: float_convolution(rng, kind, sparse=True)
@@ -553,6 +590,7 @@ FAMILIES: dict[str, Callable[[Rng], Case]] = {
     "reduction": reduction,
     "resize": resize,
     "movement": movement,
+    "parts": parts,
     "elementwise": elementwise,
     "quantized": quantized,
 }

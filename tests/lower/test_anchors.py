@@ -61,11 +61,11 @@ def test_weights_stored_in_four_bits_are_packed_at_load() -> None:
     assert [n for n in op_names(parts.module) if "conv" not in n] == []
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_packing_at_load_is_packing_now(groups: int) -> None:
+@pytest.mark.parametrize("groups, outputs", [(1, 10), (2, 10), (6, 6)])
+def test_packing_at_load_is_packing_now(groups: int, outputs: int) -> None:
     """Operators and NumPy lay weights out alike; odd sizes, so that blocks hang over."""
     rng = np.random.default_rng(1)
-    w = rng.integers(-8, 8, (10, 6 // groups, 3, 2)).astype(np.int8)
+    w = rng.integers(-8, 8, (outputs, 6 // groups, 3, 2)).astype(np.int8)
     dense = rng.integers(-8, 8, (14, 9)).astype(np.int8)
     x = rng.standard_normal((1, 6, 7, 5)).astype(np.float32)
     z = rng.standard_normal((3, 14)).astype(np.float32)

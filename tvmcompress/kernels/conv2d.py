@@ -16,7 +16,7 @@ from tvm import te, tirx
 
 from tvmcompress.isa import BF16_BITS, Dot, Isa
 from tvmcompress.kernels.choices import Choices, untuned
-from tvmcompress.kernels.tile import Plan, Tile, attributes, crop, parts, product, round_up, tiles
+from tvmcompress.kernels.tile import Plan, Tile, attributes, crop, lanes_for, parts, product, round_up, tiles
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,9 @@ def plan(conv: Conv2d, isa: Isa, data: str, weight: str, choices: Choices = untu
     dot, data = instruction(conv, isa, data, weight)
     row_bytes = conv.c * conv.strides[1] * tvm.DataType(data).bits // 8
     outer, rows = conv.n * oh * conv.groups, dot.rows if dot else 1
-    found = tiles(isa, ow, conv.oc // conv.groups, outer, row_bytes, conv.groups > 1, rows)
+    channels = conv.oc // conv.groups
+    lanes = 0 if dot else lanes_for(isa, channels)
+    found = tiles(isa, ow, channels, outer, row_bytes, conv.groups > 1, rows, lanes)
     if dot and dot.spaced:
         dot = dot.spaced(conv.strides[1])
     return planned(choices(key(conv, data))("tile", found), dot, data)

@@ -19,7 +19,7 @@ from tvmcompress.isa import Isa
 from tvmcompress.kernels import FAMILY, MACS, generic
 from tvmcompress.kernels.choices import KEY, Choose, first
 from tvmcompress.kernels.conv2d import Conv2d, key
-from tvmcompress.kernels.tile import round_up, straight, whole_vectors
+from tvmcompress.kernels.tile import lanes_for, round_up, straight, whole_vectors
 
 CACHE_LINE = 64  # bytes
 
@@ -27,7 +27,7 @@ CACHE_LINE = 64  # bytes
 def pack(weight: np.ndarray, isa: Isa) -> np.ndarray:
     """(O, 1, KH, KW) to (KH, KW, O), O padded with zeros to whole vectors."""
     oc, _, kh, kw = weight.shape
-    packed = np.zeros((kh, kw, round_up(oc, isa.lanes)), weight.dtype)
+    packed = np.zeros((kh, kw, round_up(oc, lanes_for(isa, oc))), weight.dtype)
     packed[..., :oc] = weight[:, 0].transpose(1, 2, 0)
     return packed
 
@@ -49,11 +49,12 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, isa: Isa, fill: int =
     top, left, _, _ = conv.padding
     oh, ow = conv.out
     multiplier = conv.oc // conv.c
-    source, channels = x, round_up(conv.oc, isa.lanes)
+    lanes = lanes_for(isa, conv.oc)
+    source, channels = x, round_up(conv.oc, lanes)
     # Narrow floats are made wide once for all taps, in the copy that padding costs anyway.
     read = "float32" if str(x.dtype) in ("bfloat16", "float16") else str(x.dtype)
     if any(conv.padding) or channels != conv.oc:
-        cp = round_up(conv.c, isa.lanes) if multiplier == 1 else -(-channels // multiplier)
+        cp = round_up(conv.c, lanes) if multiplier == 1 else -(-channels // multiplier)
         rows, cols = (oh - 1) * sh + (kh - 1) * dh + 1, (ow - 1) * sw + (kw - 1) * dw + 1
 
         def padded(n, h, w, c):
@@ -67,7 +68,7 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, isa: Isa, fill: int =
     wide = str(weight.dtype) not in ("int8", "uint8")
 
     def term(n, h, w, b, v):
-        c = b * isa.lanes + v
+        c = b * lanes + v
         data = source[n, h * sh + ry * dh, w * sw + rx * dw, c // multiplier if multiplier > 1 else c]
         taps = weight[ry, rx, c]
         if not str(x.dtype).startswith(("int", "uint")):
@@ -77,14 +78,12 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, isa: Isa, fill: int =
         return (data.astype("int16") * taps.astype("int16")).astype("int32")
 
     y = te.compute(
-        (conv.n, oh, ow, channels // isa.lanes, isa.lanes),
+        (conv.n, oh, ow, channels // lanes, lanes),
         lambda *i: te.sum(term(*i), axis=[ry, rx]),
         name="depthwise",
         attrs={FAMILY: "depthwise", KEY: key(conv, str(x.dtype)), MACS: conv.macs, "stride": sh},
     )
-    return te.compute(
-        (conv.n, oh, ow, conv.oc), lambda n, h, w, c: y[n, h, w, c // isa.lanes, c % isa.lanes], name="crop"
-    )
+    return te.compute((conv.n, oh, ow, conv.oc), lambda n, h, w, c: y[n, h, w, c // lanes, c % lanes], name="crop")
 
 
 def bands(
@@ -119,12 +118,12 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     for block in after[:-1]:
         sch.compute_inline(block)
     last = after[-1]
-    facts, lanes = sch.get(anchor).annotations, isa.lanes
+    facts = sch.get(anchor).annotations
     dot = str(facts.get("dot", ""))
     work = generic.extent(sch, sch.get_loops(anchor))
     n, h, w, *several, c, c_inner, kh, kw = sch.get_loops(anchor)
     rows, columns, chunks = (generic.extent(sch, [loop]) for loop in (h, w, c))
-    outputs = generic.extent(sch, several)
+    outputs, lanes = generic.extent(sch, several), generic.extent(sch, [c_inner])
     height, chunk = 1, chunks
     if before:
         tasks = 4 * isa.cores if isa.cores > 1 and work >= generic.PARALLEL_MACS else 1
@@ -153,7 +152,7 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
         sch.unroll(loop)
     if not dot:
         sch.vectorize(c_inner)
-    straight(sch, last, 2, whole_vectors(sch, last, isa))
+    straight(sch, last, 2, whole_vectors(sch, last, isa, lanes))
     init = sch.decompose_reduction(anchor, kh)
     if dot:
         sch.tensorize(c_inner, dot)

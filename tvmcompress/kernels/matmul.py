@@ -16,7 +16,7 @@ from tvm import te, tirx
 from tvmcompress.isa import Isa
 from tvmcompress.kernels.choices import Choices, untuned
 from tvmcompress.kernels.conv2d import operands, planned, stored
-from tvmcompress.kernels.tile import Plan, attributes, crop, product, round_up, tiles
+from tvmcompress.kernels.tile import Plan, attributes, crop, lanes_for, product, round_up, tiles
 
 
 def key(rows: int, k: int, channels: int, outer: int, data: str) -> str:
@@ -28,7 +28,8 @@ def plan(
     rows: int, k: int, channels: int, outer: int, isa: Isa, data: str, weight: str, choices: Choices = untuned
 ) -> Plan:
     dot, data = operands(isa, data, weight, rows, k)
-    found = tiles(isa, rows, channels, outer, k * tvm.DataType(data).bits // 8, step=dot.rows if dot else 1)
+    lanes, step = (0, dot.rows) if dot else (lanes_for(isa, channels), 1)
+    found = tiles(isa, rows, channels, outer, k * tvm.DataType(data).bits // 8, step=step, lanes=lanes)
     return planned(choices(key(rows, k, channels, outer, data))("tile", found), dot, data)
 
 
@@ -85,7 +86,8 @@ def compute(x: te.Tensor, weight: te.Tensor, n: int, p: Plan) -> te.Tensor:
 def plan_batched(rows: int, k: int, channels: int, outer: int, isa: Isa, data: str, choices: Choices = untuned) -> Plan:
     """For two live operands; floats only. The dot product takes whole steps of its depth."""
     dot, data = operands(isa, data, data, rows, k, whole=True)
-    found = tiles(isa, rows, channels, outer, step=dot.rows if dot else 1)
+    lanes, step = (0, dot.rows) if dot else (lanes_for(isa, channels), 1)
+    found = tiles(isa, rows, channels, outer, step=step, lanes=lanes)
     return planned(choices(key(rows, k, channels, outer, data))("tile", found), dot, data)
 
 

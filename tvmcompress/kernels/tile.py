@@ -21,8 +21,10 @@ from tvmcompress.isa import BF16_BITS, Isa
 from tvmcompress.kernels import FAMILY, MACS, generic
 from tvmcompress.kernels.choices import KEY, Choose, first
 
+PART = "part"  # the block that stands for some channels of an array
 GROUP = "group"  # the block that takes a group's channels out of a tile
 FEW_STEPS = 32  # elements of a reduction
+LEAST_LANES = 4
 CACHE_WAY = 4096  # bytes: first-level caches are indexed by an address within a page, so a way is one page
 
 
@@ -64,8 +66,27 @@ def round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
+def lanes_for(isa: Isa, channels: int) -> int:
+    """Lanes of vectors for so many channels: half of a register, or a quarter, where these are enough.
+
+    An instruction takes no longer for shorter vectors, and half as long where registers are wider than the arithmetic;
+    and copies that are padded to whole vectors are as much smaller.
+    """
+    lanes = isa.lanes
+    while lanes > LEAST_LANES and 2 * channels <= lanes:
+        lanes //= 2
+    return lanes
+
+
 def tiles(
-    isa: Isa, rows: int, channels: int, outer: int = 1, row_bytes: int = 0, whole: bool = False, step: int = 1
+    isa: Isa,
+    rows: int,
+    channels: int,
+    outer: int = 1,
+    row_bytes: int = 0,
+    whole: bool = False,
+    step: int = 1,
+    lanes: int = 0,
 ) -> list[Tile]:
     """Tiles by their estimated cycles for `outer` independent problems of rows x channels, the lowest first.
 
@@ -80,32 +101,35 @@ def tiles(
 
     `step`: how many rows an instruction takes at a time. It then takes as many fewer channels, so that a vector of sums
     needs as many registers of weights; and putting rows together costs an instruction.
+
+    `lanes` of a vector of sums, all of a register unless told.
     """
+    lanes = lanes or isa.lanes
     found: list[tuple[float, Tile]] = []
     latency = 8  # multiply-adds in flight that keep two ports busy
     most = rows
     if row_bytes and row_bytes % CACHE_WAY == 0:
         most = min(rows, max(isa.l1d // CACHE_WAY * 2 // 3, 1))
     for vectors in range(1, isa.registers // 2 if whole else 9):
-        if vectors > 1 and (vectors - 1) * isa.lanes >= channels:
+        if vectors > 1 and (vectors - 1) * lanes >= channels:
             break
-        if whole and not parts(channels, vectors * isa.lanes):
+        if whole and not parts(channels, vectors * lanes):
             continue
         weights = vectors * step
         for pixels in range(step, min(round_up(most, step), isa.registers) + 1, step):
             if pixels * vectors + weights + 1 > isa.registers:
                 break
-            count = outer * math.ceil(rows / pixels) * math.ceil(channels / (vectors * isa.lanes))
+            count = outer * math.ceil(rows / pixels) * math.ceil(channels / (vectors * lanes))
             sums = pixels * vectors + (pixels // step if step > 1 else 0)
-            cost = max(sums, pixels + weights, latency if rows * channels > isa.lanes else sums)
+            cost = max(sums, pixels + weights, latency if rows * channels > lanes else sums)
             # Fewer, larger tiles amortise their prologue and epilogue.
             total = count * (cost + 0.5)
             if isa.cores > 1 and count < isa.cores:
                 total *= isa.cores / max(count, 1)
-            found.append((total, Tile(pixels, vectors, isa.lanes)))
+            found.append((total, Tile(pixels, vectors, lanes)))
     if whole and not found:
-        return tiles(isa, rows, channels, outer, row_bytes, step=step)
-    return [tile for _, tile in sorted(found, key=lambda pair: pair[0])] or [Tile(step, 1, isa.lanes)]
+        return tiles(isa, rows, channels, outer, row_bytes, step=step, lanes=lanes)
+    return [tile for _, tile in sorted(found, key=lambda pair: pair[0])] or [Tile(step, 1, lanes)]
 
 
 def parts(channels: int, block: int) -> bool:
@@ -149,6 +173,14 @@ def bits(x: te.Tensor) -> te.Tensor:
     return te.compute(x.shape, element, name="bits")
 
 
+def part(x: te.Tensor, begin: int, channels: int) -> te.Tensor:
+    """`channels` of the last axis, from `begin` on: nothing is copied."""
+    *outer, all_ = x.shape
+    if int(all_) == channels:
+        return x
+    return te.compute((*outer, channels), lambda *i: x[(*i[:-1], i[-1] + begin)], name=PART)
+
+
 def real(x: te.Tensor) -> te.Tensor:
     """float32 of bfloat16's bits."""
     word = lambda *i: x[i].astype("uint32") << tirx.const(16, "uint32")  # noqa: E731
@@ -161,6 +193,10 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     Works on a program after fusion: blocks before the anchor are padding or packing, blocks after it the epilogue.
     """
     before, anchor, after = generic.around_anchor(sch)
+    for block in before[:1]:
+        if sch.get(block).name_hint == PART:
+            sch.compute_inline(block)
+            before = before[1:]
     facts = sch.get(anchor).annotations
     pixels, vectors, lanes, outer = (int(v) for v in facts["tile"])
     dot, depth, rows = str(facts["dot"]), int(facts["depth"]), int(facts["rows"])
@@ -215,7 +251,7 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     if apart:
         generic.schedule_elementwise(sch, last, isa, choose)
     else:
-        straight(sch, last, 2, whole_vectors(sch, last, isa))
+        straight(sch, last, 2, whole_vectors(sch, last, isa, lanes))
     for block in kept:
         straight(sch, block, 3, lanes)
 
@@ -272,16 +308,17 @@ def interleave(sch: Schedule, anchor, rows: int, lanes: int) -> None:
     sch.transform_layout(anchor, ("write", 0), index)
 
 
-def whole_vectors(sch: Schedule, block, isa: Isa) -> int:
+def whole_vectors(sch: Schedule, block, isa: Isa, lanes: int = 0) -> int:
     """The lanes of the vectors that a block writes: as many as make whole ones of the channels where that matters.
 
     Floats may be written under a mask. Of narrower integers LLVM makes one element after the other instead.
     """
+    lanes = lanes or isa.lanes
     written = sch.get(block).writes[0].source.ty
     channels = int(written.shape[-1])
     if isa.masked and str(written.dtype) == "float32":
-        return isa.lanes
-    return generic.whole_vector(channels, isa.lanes) or isa.lanes
+        return lanes
+    return generic.whole_vector(channels, lanes) or lanes
 
 
 def straight(sch: Schedule, block, loops: int, lanes: int = 0) -> None:

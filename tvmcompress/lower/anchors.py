@@ -22,12 +22,13 @@ from tvmcompress.isa import BF16_BITS, Dot, Isa
 from tvmcompress.kernels import conv2d as conv_kernel
 from tvmcompress.kernels import depthwise as depthwise_kernel
 from tvmcompress.kernels import matmul as matmul_kernel
-from tvmcompress.kernels import movement, normalization, tile, winograd, woven
+from tvmcompress.kernels import normalization, tile, winograd, woven
 from tvmcompress.kernels.choices import Choices, untuned
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.sparse import Product
 from tvmcompress.kernels.sparse_rows import PIXELS, PLANES
 from tvmcompress.lower import packing, shared_rows, sparse
+from tvmcompress.lower.parts import Part, Parts, part
 from tvmcompress.lower.planes import Views, images, in_planes
 from tvmcompress.lower.sparse import KEEP, Keep
 
@@ -46,11 +47,12 @@ class Anchors:
         self.kept: dict[str, tuple[sparse.Sparse | None, dict]] = {}  # what became of layers whose weights hold zeros
         self.views = Views(set())
         self.bits: dict[Expr, Expr] = {}  # what is read as the bits of bfloat16, and these
+        self.parts = Parts(isa)
         self.handlers: dict[str, Callable] = {
             "relax.nn.conv2d": self.conv2d,
             "relax.matmul": self.matmul,
-            "relax.concat": self.concat,
-            "relax.reshape": self.reshape,
+            "relax.concat": self.parts.concat,
+            "relax.reshape": self.parts.shuffle,
             "relax.nn.layer_norm": self.layer_norm,
             "relax.nn.softmax": self.softmax,
             ops.LOCAL_RESPONSE_NORM: self.local_response_norm,
@@ -93,9 +95,10 @@ class Anchors:
             lambda value: conv_kernel.pack(value, conv, p),
             lambda e: self.operand(rw, packing.pack_conv(rw, e, conv, p), p),
         )
+        read = part(rw, x) if graph.dtype(x) == p.data else Part(self.operand(rw, x, p), 0)
         call = rw.builder.call_te(
-            lambda data, taps: conv_kernel.compute(data, taps, conv, p, fill),
-            self.operand(rw, x, p),
+            lambda data, taps: conv_kernel.compute(tile.part(data, read.begin, c), taps, conv, p, fill),
+            read.whole,
             packed,
             primfunc_name_hint=f"conv2d_{'int8' if kinds[0] in INTEGERS else kinds[0]}",
             primfunc_attrs=ANCHOR,
@@ -258,37 +261,6 @@ class Anchors:
         c = graph.shape(image)[-1]
         conv, planes = replace(conv, c=c, zeros=c - conv.c), self.views.planes.get(x)
         return self.sparse(rw, var, image, y, conv, kinds, 0, graph.shape(var), "matmul", planes)
-
-    def concat(self, rw, var, expr):
-        parts = expr.args[0]
-        if not isinstance(parts, relax.Tuple) or expr.attrs.axis is None or graph.dtype(var) == "bool":
-            return None
-        shapes = [graph.shape(f) for f in parts.fields]
-        if any(0 in s for s in shapes):
-            return None
-        kernel = movement.concat(shapes, int(expr.attrs.axis) % len(shapes[0]), graph.dtype(var))
-        name = rw.builder.add_func(kernel, "concat")
-        return relax.op.call_tir(name, list(parts.fields), relax.TensorType(graph.shape(var), graph.dtype(var)))
-
-    def reshape(self, rw, var, expr):
-        """The end of a shuffle of channels: taken apart into groups, these made innermost, put together again."""
-        permuted = rw.definition(expr.args[0])
-        if permuted is None or op_name(permuted) != "relax.permute_dims" or permuted.attrs.axes is None:
-            return None
-        parted = rw.definition(permuted.args[0])
-        if parted is None or op_name(parted) != "relax.reshape":
-            return None
-        source, apart, result = parted.args[0], graph.shape(permuted.args[0]), graph.shape(var)
-        rank = len(apart)
-        axes = [int(a) % rank for a in permuted.attrs.axes]
-        swapped = axes == [*range(rank - 2), rank - 1, rank - 2] and rank > 2
-        if not swapped or not graph.shape(source) == result == (*apart[:-2], apart[-2] * apart[-1]):
-            return None
-        groups, dtype = apart[-2], graph.dtype(var)
-        if not 1 < groups <= movement.MOST_GROUPS or apart[-1] == 1 or 0 in result or dtype not in (*FLOATS, *INTEGERS):
-            return None
-        name = rw.builder.add_func(movement.shuffle(result, groups, dtype, self.isa), "shuffle")
-        return relax.op.call_tir(name, [source], relax.TensorType(result, dtype))
 
     def layer_norm(self, rw, var, expr):
         x, gain, shift = expr.args

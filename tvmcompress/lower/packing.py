@@ -10,6 +10,7 @@ from tvmcompress.isa import Isa
 from tvmcompress.kernels import conv2d as conv_kernel
 from tvmcompress.kernels import winograd
 from tvmcompress.kernels.conv2d import Conv2d
+from tvmcompress.kernels.tile import lanes_for, round_up
 
 
 def pad_to(rw: Rewriter, expr: Expr, dims: tuple[int, ...]) -> Expr:
@@ -44,7 +45,7 @@ def transform_filters(rw: Rewriter, weight: Expr, conv: Conv2d, p: winograd.Plan
 
 def pack_depthwise(rw: Rewriter, weight: Expr, conv: Conv2d, isa: Isa) -> Expr:
     e = rw.emit(relax.op.permute_dims(rw.emit(relax.op.squeeze(weight, [1])), (1, 2, 0)))
-    return pad_to(rw, e, (*conv.kernel, -(-conv.oc // isa.lanes) * isa.lanes))
+    return pad_to(rw, e, (*conv.kernel, round_up(conv.oc, lanes_for(isa, conv.oc))))
 
 
 def pack_matmul(rw: Rewriter, weight: Expr, p: conv_kernel.Plan) -> Expr:

@@ -17,6 +17,7 @@ from tvmcompress.ir import ops
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import approximation
 from tvmcompress.kernels.choices import Choices, untuned
+from tvmcompress.lower import registers
 from tvmcompress.lower.anchors import anchors
 from tvmcompress.lower.bfloat16 import share_bits
 from tvmcompress.lower.channels_last import channels_last
@@ -62,8 +63,11 @@ class Unbuilt:
 
     def build(self) -> Lowered:
         with self.target, tvm.transform.PassContext(opt_level=3, config=config(self.isa)):
-            none = tvm.transform.Sequential([])
-            return self.lowered(relax.build(self.module, self.target, relax_pipeline=none, exec_mode="bytecode"))
+            none, last = tvm.transform.Sequential([]), registers.PIPELINE
+            built = relax.build(
+                self.module, self.target, relax_pipeline=none, tir_pipeline=last, exec_mode="bytecode"
+            )  # fmt: skip
+            return self.lowered(built)
 
 
 def graph_steps(isa: Isa) -> list[tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]]:

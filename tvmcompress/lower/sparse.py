@@ -25,7 +25,7 @@ from tvmcompress.kernels import sparse_blocks, sparse_nm, sparse_rows, winograd
 from tvmcompress.kernels.choices import Choices
 from tvmcompress.kernels.conv2d import Conv2d, key
 from tvmcompress.kernels.sparse import Product, Streams, by_depth, product
-from tvmcompress.kernels.tile import round_up
+from tvmcompress.kernels.tile import lanes_for, round_up
 
 POLICIES = ("faster", "smaller", "always", "never")
 MOVES = ("relax.reshape", "relax.permute_dims", "relax.strided_slice")
@@ -153,7 +153,8 @@ def dense_cycles(conv: Conv2d, isa: Isa, how: Product, choices: Choices) -> floa
     """The same estimate for the dense kernel, which is no slower than blocks of which none is zero."""
     lanes = how.lanes * how.depth * 2
     oh, ow = conv.out
-    work = conv.n * oh * ow * round_up(conv.oc, how.lanes) * conv.c * conv.kernel[0] * conv.kernel[1]
+    channels = round_up(conv.oc, how.lanes if how.words.dot else lanes_for(isa, conv.oc))
+    work = conv.n * oh * ow * channels * conv.c * conv.kernel[0] * conv.kernel[1]
     full = [sparse_blocks.cost(conv, sparse_blocks.plan(conv, isa, how, v, 1.0), isa, 1.0) for v in (1, 2)]
     cycles = min(work / lanes / EFFICIENCY[how.sums] / isa.cores, *full)
     return cycles * WINOGRAD if how.data == "float32" and winograd.plan(conv, isa, choices) else cycles

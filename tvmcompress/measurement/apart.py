@@ -18,6 +18,7 @@ from tvm.tirx import PrimFunc
 from tvmcompress import linking
 from tvmcompress.ir import graph
 from tvmcompress.isa import BF16_BITS, isa_of
+from tvmcompress.lower import registers
 from tvmcompress.lower.pipeline import config
 from tvmcompress.measurement import instructions
 from tvmcompress.spec import numpy_dtype
@@ -76,7 +77,7 @@ class Kernels:
         machine = target.to_tvm()
         isa = isa_of(machine, target.l1d, target.l2)
         with machine, tvm.transform.PassContext(opt_level=3, config=config(isa)):
-            self._built = tvm.compile(tvm.IRModule(functions), target=machine)
+            self._built = tvm.compile(tvm.IRModule(functions), target=machine, tir_pipeline=registers.PIPELINE)
 
     def mix(self) -> dict[str, dict[str, dict[str, int]]]:
         """Instructions of each kernel; see `instructions`."""
