@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import tvm
 from tvm.s_tir import Schedule
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
@@ -225,9 +226,12 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
         sch.compute_inline(block)
     last = after[-1]
     i, h, w, b = sch.get_loops(anchor)
-    # Panels outermost: a thread keeps its weights in the cache while it walks the pixels.
-    pixels = generic.extent(sch, [h, w])
-    panels_first = choose("outermost", ("panels", "pixels") if pixels > 4 else ("pixels", "panels")) == "panels"
+    # Panels outermost: a thread keeps its weights in the cache while it walks the pixels. Where the cache has room for
+    # all of them a thread reads and writes whole pixels, which the next kernel's same thread reads again.
+    values = sch.get(anchor).reads[1].source.ty
+    nbytes = math.prod(int(d) for d in values.shape) * tvm.DataType(str(values.dtype)).bits // 8
+    by_panels = generic.extent(sch, [h, w]) > 4 and nbytes > isa.l2 * 3 // 4
+    panels_first = choose("outermost", ("panels", "pixels") if by_panels else ("pixels", "panels")) == "panels"
     parallel = [i, b, h, w] if panels_first else [i, h, w, b]
     sch.reorder(*parallel)
     sch.reverse_compute_at(last, parallel[-1], preserve_unit_loops=True)
