@@ -31,6 +31,7 @@ POLICIES = ("faster", "smaller", "always", "never")
 MOVES = ("relax.reshape", "relax.permute_dims", "relax.strided_slice")
 FEW_ZEROS = 0.95  # of a layer's weights: with more than that it is not sparse
 EFFICIENCY = {"float32": 0.85, "int32": 0.7}  # of the peak, that dense kernels reach
+STREAM = 10  # bytes in a cycle that all cores together read from memory
 WINOGRAD = 0.6  # of the time of the other dense kernel
 
 
@@ -150,13 +151,16 @@ def of_blocks(alive: np.ndarray, outputs: int, depth: int) -> float:
 
 
 def dense_cycles(conv: Conv2d, isa: Isa, how: Product, choices: Choices) -> float:
-    """The same estimate for the dense kernel, which is no slower than blocks of which none is zero."""
+    """The same estimate for the dense kernel, which is no slower than blocks of which none is zero. A product of few
+    rows takes as long as its weights take to arrive."""
     lanes = how.lanes * how.depth * 2
     oh, ow = conv.out
     channels = round_up(conv.oc, how.lanes if how.words.dot else lanes_for(isa, conv.oc))
     work = conv.n * oh * ow * channels * conv.c * conv.kernel[0] * conv.kernel[1]
     full = [sparse_blocks.cost(conv, sparse_blocks.plan(conv, isa, how, v, 1.0), isa, 1.0) for v in (1, 2)]
     cycles = min(work / lanes / EFFICIENCY[how.sums] / isa.cores, *full)
+    weights = conv.oc * conv.c * conv.kernel[0] * conv.kernel[1] * how.bytes // how.depth
+    cycles = max(cycles, weights / STREAM) if weights > isa.l2 else cycles
     return cycles * WINOGRAD if how.data == "float32" and winograd.plan(conv, isa, choices) else cycles
 
 
