@@ -101,10 +101,12 @@ define linkonce_odr <64 x i8> @tvmcompress_look_up_{kind}(
     + f"declare <64 x i8> {PERMUTE}(<64 x i8>, <64 x i8>, <64 x i8>)\n"
 )
 
-# A permutation beside a multiply-add, in times of one. Intel has one port for permutations; multiply-adds have two, and
-# of 512 bits one of these is the same. AMD's Zen has two of four for each, with one in common: a pair takes 4/3 of a
-# multiply-add, and a little for what the scheduler misses.
-INTEL, AMD = 1.0, 0.45
+# A permutation beside a multiply-add, in times of one, by the ports that both may take. Intel has one for permutations
+# of whole registers; multiply-adds have two, and of 512 bits one of these is the same: 24 pairs take 24 cycles, 24
+# multiply-adds 12. AMD's Zen has two of four for each, with one in common: they take 32 cycles, not 24, and a little
+# more for what the scheduler misses. Where a product is pmaddwd and an addition, or bytes stay among 16, other ports are
+# free meanwhile.
+INTEL, AMD, WITHIN = 1.0, 0.45, 0.5
 # Registers of such a loop beside sums and weights; of 16, LLVM wants some more to unroll it.
 FEW, MORE = 3, 5
 
@@ -122,12 +124,13 @@ def permutations(has) -> tuple[Pick, ...]:
             return floats, *(
                 by_elements(f"llvm.x86.avx512.permvar.{k}.512", 16, bits, effort, FEW) for bits, k in wider
             )
-        return floats, *(by_bytes("llvm.x86.avx512.pshuf.b.512", 16, bits, effort, FEW) for bits in (16, 8))
+        efforts = ((16, min(effort, WITHIN)), (8, effort))
+        return floats, *(by_bytes("llvm.x86.avx512.pshuf.b.512", 16, bits, each, FEW) for bits, each in efforts)
     if has("avx2"):
         floats = by_elements("llvm.x86.avx2.permps", 8, 32, INTEL, MORE)
-        return floats, *(by_bytes("llvm.x86.avx2.pshuf.b", 8, bits, effort, MORE) for bits in (16, 8))
+        return floats, *(by_bytes("llvm.x86.avx2.pshuf.b", 8, bits, WITHIN, MORE) for bits in (16, 8))
     kinds = (32, 16, 8) if has("ssse3") else ()
-    return tuple(by_bytes("llvm.x86.ssse3.pshuf.b.128", 4, bits, effort, MORE) for bits in kinds)
+    return tuple(by_bytes("llvm.x86.ssse3.pshuf.b.128", 4, bits, WITHIN, MORE) for bits in kinds)
 
 
 def facts(has, _triple: str, cores: int, options: dict) -> Isa:
