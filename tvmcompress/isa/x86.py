@@ -104,8 +104,8 @@ define linkonce_odr <64 x i8> @tvmcompress_look_up_{kind}(
 # A permutation beside a multiply-add, in times of one, by the ports that both may take. Intel has one for permutations
 # of whole registers; multiply-adds have two, and of 512 bits one of these is the same: 24 pairs take 24 cycles, 24
 # multiply-adds 12. AMD's Zen has two of four for each, with one in common: they take 32 cycles, not 24, and a little
-# more for what the scheduler misses. Where a product is pmaddwd and an addition, or bytes stay among 16, others are free
-# meanwhile.
+# more for what the scheduler misses. Where a product is pmaddwd and an addition, or bytes stay among 16, others are
+# free meanwhile.
 INTEL, AMD, WITHIN = 1.0, 0.45, 0.5
 # Registers of such a loop beside sums and weights; of 16, LLVM wants some more to unroll it.
 FEW, MORE = 3, 5
