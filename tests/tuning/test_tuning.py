@@ -311,6 +311,7 @@ def test_finalists_are_timed_within_the_model(model, tmp_path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Whole, "kernels", watched)
+        patch.setattr(Whole, "end", lambda self, tables: None)  # on a machine that does other work it may be slower
         events = events_of(model, tmp_path / "log.db", trials=40)
     ((tables, times),) = seen
     kept = {facts["workload"]: facts for name, facts in events if name == "confirmed"}

@@ -315,20 +315,20 @@ class Search:
                 self.keep(kernel, kernel.untuned, kernel.start, kernel.start)
             else:
                 open_ones.append(kernel)
-        if open_ones and self.within(open_ones):
-            return
+        open_ones = self.within(open_ones)
         while open_ones:
             count = self.bench.at_once  # boards come and go
             self.final(open_ones[:count])
             del open_ones[:count]
 
-    def within(self, kernels: Sequence[Kernel]) -> bool:
-        """Whether finalists could be timed within the model: the first of all kernels in a form of it, the second in
-        another, and so on. A product of few rows that reads its weights from memory there may look fast alone."""
+    def within(self, kernels: Sequence[Kernel]) -> list[Kernel]:
+        """Finalists timed within the model: the first of all kernels in a form of it, the second in another, and so on.
+        A product of few rows that reads its weights from memory there may look fast alone. Gives back the kernels that
+        could not be timed so, those without a family among them."""
         ranks = [kernel.finalists() for kernel in kernels]
-        count = min(max(map(len, ranks)), self.whole.room if self.whole is not None else 0)
+        count = min(max(map(len, ranks), default=0), self.whole.room if self.whole is not None else 0)
         if not count:
-            return False
+            return list(kernels)
         assert self.whole is not None
         tables = [
             {kernel.task.workload: rank[min(number, len(rank) - 1)] for kernel, rank in zip(kernels, ranks)}
@@ -338,15 +338,18 @@ class Search:
         times = self.whole.kernels(tables)
         self.measuring_s += time.monotonic() - begun - (self.workshop.busy_s - spent)
         if times is None:
-            return False
+            return list(kernels)
+        timed, left = [], []
         for kernel in kernels:
+            (timed if all(kernel.task.workload in form for form in times) else left).append(kernel)
+        for kernel in timed:
             assert kernel.untuned is not None
             key, calls = kernel.task.workload, kernel.task.calls
-            ms = [form.get(key, float("inf")) / calls for form in times]
+            ms = [form[key] / calls for form in times]
             winner = int(np.argmin(ms))
             lost = not winner or ms[winner] > (1 - GAIN) * ms[0]
             self.keep(kernel, kernel.untuned if lost else tables[winner - 1][key], ms[0], ms[0] if lost else ms[winner])
-        return True
+        return left
 
     def withdraw(self) -> None:
         """All kernels as they are untuned: together what won is no faster."""
