@@ -339,7 +339,7 @@ class Search:
         self.measuring_s += time.monotonic() - begun - (self.workshop.busy_s - spent)
         if times is None:
             return list(kernels)
-        timed, left = [], []
+        timed, left = list[Kernel](), list[Kernel]()
         for kernel in kernels:
             (timed if all(kernel.task.workload in form for form in times) else left).append(kernel)
         for kernel in timed:
