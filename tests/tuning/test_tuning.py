@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from tvm import relax
 
 import tvmcompress as tc
 from tests import networks
 from tvmcompress.errors import TargetError, UsageError
+from tvmcompress.ir import graph
 from tvmcompress.isa import isa_of
 from tvmcompress.kernels.choices import versions
 from tvmcompress.lower.pipeline import lower_graph
@@ -27,7 +29,7 @@ from tvmcompress.tuning import FOLDER, tune, workshop
 from tvmcompress.tuning.bench import WrongResult, compare
 from tvmcompress.tuning.cost_model import CostModel
 from tvmcompress.tuning.search import BATCH, FINALISTS, Search
-from tvmcompress.tuning.tasks import anchors_of, tasks
+from tvmcompress.tuning.tasks import Task, anchors_of, tasks
 from tvmcompress.tuning.whole import Whole
 from tvmcompress.tuning.workshop import Workshop
 from tvmcompress.tuning_log import TuningLog
@@ -199,6 +201,40 @@ def test_wrong_results_are_found() -> None:
         with pytest.raises(WrongResult):
             compare(spoiled, right)
     compare([right[0], right[1] + np.float32(5e-5)], right)
+
+
+def test_integers_that_are_rounded_from_floats_may_be_neighbours() -> None:
+    """Where products and sums are one instruction a tie falls on the other side: the kernel is not wrong."""
+    right = np.arange(30000, dtype=np.int32).reshape(3, -1)
+
+    def spoiled(count: int, by: int) -> list[np.ndarray]:
+        wrong = right.copy()
+        wrong.flat[:count] += by
+        return [wrong]
+
+    compare(spoiled(3, 1), [right], exact=False)
+    compare([np.array([7], np.uint8)], [np.array([8], np.uint8)], exact=False)  # and does not wrap
+    for count, by in ((4, 1), (1, 2), (1, -2)):
+        with pytest.raises(WrongResult):
+            compare(spoiled(count, by), [right], exact=False)
+    with pytest.raises(WrongResult):
+        compare(spoiled(1, 1), [right])
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_which_integers_are_rounded_from_floats(rounded) -> None:
+    """Sums of integers, and these together with floats of another branch, quantized."""
+    scale, zero = graph.const(np.float32(0.3)), graph.const(np.uint8(3))
+
+    def body(rw, x, y):
+        sums = rw.emit(relax.op.add(rw.emit(relax.op.astype(x, "int32")), graph.const(np.int32(7))))
+        if not rounded:
+            return [sums]
+        floats = rw.emit(relax.op.add(rw.emit(relax.op.dequantize(sums, scale, graph.const(np.int8(0)), -1)), y))
+        return [rw.emit(relax.op.quantize(floats, scale, zero, -1, "uint8"))]
+
+    module = graph.program([("x", (4, 4), "uint8"), ("y", (4, 4), "float32")], body)
+    assert Task("k", module, 1, 1).exact != rounded
 
 
 def test_a_wrong_kernel_never_enters_the_log_as_good(model, tmp_path, monkeypatch) -> None:

@@ -45,7 +45,9 @@ class Job:
         forms = tuple(Form(str(one.folder), one.weights, one.prepares) for one in self.built)
         reference = None if self.reference is None else tuple(self.reference)
         inputs = tuple(self.task.inputs())
-        return Work(host, port, key, cores, self.seconds, forms, inputs, reference, self.rounds)
+        return Work(
+            host, port, key, cores, self.seconds, forms, inputs, reference, self.rounds, self.task.exact
+        )  # fmt: skip
 
 
 class Bench(Protocol):
@@ -99,7 +101,7 @@ def verdict(outcome: Outcome) -> Outcome:
 def measured(job: Job) -> list[list[float]]:
     """Times in ms of each build, here. Runs in a child."""
     arrays = job.task.inputs()
-    timers = [timer_of(one, arrays, job.reference) for one in job.built]
+    timers = [timer_of(one, arrays, job.reference, job.task.exact) for one in job.built]
     times: list[list[float]] = [[] for _ in job.built]
     for _ in range(job.rounds):
         for found, timer in zip(times, timers):
@@ -107,12 +109,14 @@ def measured(job: Job) -> list[list[float]]:
     return times
 
 
-def timer_of(built: Built, arrays: Sequence[np.ndarray], reference: Sequence[np.ndarray] | None) -> Timer:
+def timer_of(
+    built: Built, arrays: Sequence[np.ndarray], reference: Sequence[np.ndarray] | None, exact: bool
+) -> Timer:  # fmt: skip
     """Loads a candidate, runs it once and compares, and returns what times it."""
     vm, cpu = machine_of(built, arrays), tvm.cpu()
     if reference is not None:
         vm["invoke_stateful"]("main")
-        compare([result.numpy() for result in vm.get_outputs("main")], reference)
+        compare([result.numpy() for result in vm.get_outputs("main")], reference, exact)
     first = vm.time_evaluator("invoke_stateful", cpu, number=3, repeat=2)("main").min
     number = max(int(SAMPLE_S / max(first, 1e-7)), 1)
     timer = vm.time_evaluator("invoke_stateful", cpu, number=number, repeat=SAMPLES)

@@ -38,6 +38,11 @@ class Task:
     macs: int
     program: tirx.PrimFunc | None = None  # of a kernel without a family
 
+    @property
+    def exact(self) -> bool:
+        """Whether integers among its results are computed as such; else they are rounded from floats."""
+        return not any(graph.op_name(b.value) == "relax.quantize" for b in graph.bindings(self.module))
+
     def inputs(self, seed: int = 0) -> list[np.ndarray]:
         """Random ones: normal floats, integers over their whole range."""
         rng = np.random.default_rng(seed)
