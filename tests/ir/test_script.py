@@ -14,7 +14,7 @@ from tvm.tirx import PrimFunc
 
 from tests.kernels.test_sparse_streams import ISAS
 from tvmcompress.ir import script
-from tvmcompress.kernels import sparse_blocks, sparse_rows
+from tvmcompress.kernels import sparse_blocks, sparse_rows, sparse_rows_lists, sparse_rows_plan
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.sparse import product
 
@@ -86,8 +86,8 @@ def test_kernels(monkeypatch, conv, shape, kinds):
     isa = ISAS["icelake-server"]
     how = product(conv, isa, *kinds)
     weight = np.random.default_rng(0).integers(-3, 4, (conv.oc, conv.c, *conv.kernel)).astype(kinds[1])
-    rows = sparse_rows.plan(conv, isa, how, 0.3)
-    sparse_rows.written.__wrapped__(rows, *streams(sparse_rows.pack(weight, rows)), shape, 0)
+    rows = sparse_rows_plan.plan(conv, isa, how, 0.3)
+    sparse_rows.written.__wrapped__(rows, *streams(sparse_rows_lists.pack(weight, rows)), shape, 0)
     blocks = sparse_blocks.plan(conv, isa, how, 1, 0.3)
     sparse_blocks.written.__wrapped__(conv, blocks, *streams(sparse_blocks.pack(weight, conv, blocks)), shape)
     assert len(read) == 2

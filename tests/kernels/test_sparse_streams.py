@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvmcompress.isa import BF16_BITS, Isa, isa_of
-from tvmcompress.kernels import sparse_blocks, sparse_nm, sparse_rows
+from tvmcompress.kernels import sparse_blocks, sparse_nm, sparse_rows_lists, sparse_rows_plan
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.sparse import Streams, narrow, product
 from tvmcompress.target import Target
@@ -70,7 +70,7 @@ def from_blocks(streams: Streams, conv: Conv2d, p: sparse_blocks.Plan) -> np.nda
     return dense[: conv.oc, : conv.c]
 
 
-def from_rows(streams: Streams, p: sparse_rows.Plan) -> np.ndarray:
+def from_rows(streams: Streams, p: sparse_rows_plan.Plan) -> np.ndarray:
     """(O, C, KH, KW): an offset is a place in the copy, counted from its slice of the channels."""
     conv, depth = p.conv, p.product.depth
     (dh, dw), (sh, sw), (kh, kw) = conv.dilation, conv.strides, conv.kernel
@@ -89,9 +89,9 @@ def from_rows(streams: Streams, p: sparse_rows.Plan) -> np.ndarray:
         chunk, part = divmod(group, p.slices)
         slots = streams.pointers[group * p.chunk : (group + 1) * p.chunk]
         assert sorted(slots[:, 1]) == list(range(p.chunk)) and (np.diff(slots[:, 0].astype(int)) <= 0).all()
-        j = int(first) * sparse_rows.STEP
+        j = int(first) * sparse_rows_plan.STEP
         for many, row in slots:
-            for _ in range(int(many) * sparse_rows.STEP):
+            for _ in range(int(many) * sparse_rows_plan.STEP):
                 s, tap_row, tap_column = taps[int(streams.offsets[j])]
                 c = (part * p.tile.slice + s) * depth
                 dense[chunk * p.chunk + row, c : c + depth, tap_row, tap_column] += values[j]
@@ -151,9 +151,9 @@ def test_rows_come_back(layer, name, kinds, data):
     how = product(conv, isa, *kinds)
     if how is None or how.words.narrow:
         return
-    tile = data.draw(st.sampled_from(sparse_rows.tiles(conv, isa, how)))
-    p = sparse_rows.Plan(how, tile, conv)
-    streams = sparse_rows.pack(stored(weight, kinds[1]), p)
+    tile = data.draw(st.sampled_from(sparse_rows_plan.tiles(conv, isa, how)))
+    p = sparse_rows_plan.Plan(how, tile, conv)
+    streams = sparse_rows_lists.pack(stored(weight, kinds[1]), p)
     np.testing.assert_array_equal(from_rows(streams, p), weight)
 
 
@@ -195,10 +195,10 @@ def test_lists_by_hand():
     np.testing.assert_array_equal(groups.values, [[3, 0, 5, 0], [0, 0, 7, 0]])
     np.testing.assert_array_equal(groups.more[0], [[1, 0, 0, 0], [0, 0, 1, 0]])
     assert groups.offsets.tolist() == [0, 0] and groups.pointers.tolist() == [0, 2]
-    tile = next(t for t in sparse_rows.tiles(conv, isa, how) if t.slice == 2 and t.parts == 1 and t.columns == 5)
-    p = sparse_rows.Plan(how, tile, conv)
+    tile = next(t for t in sparse_rows_plan.tiles(conv, isa, how) if t.slice == 2 and t.parts == 1 and t.columns == 5)
+    p = sparse_rows_plan.Plan(how, tile, conv)
     assert p.plane == 12  # two vectors of pixels, and one more to make them odd
-    rows = sparse_rows.pack(weight, p)
+    rows = sparse_rows_lists.pack(weight, p)
     # The third output has most weights; what has one is filled up to two.
     assert rows.values.tolist() == [5, 7, 3, 0] and rows.offsets.tolist() == [0, 12, 12, 0]
     assert rows.pointers[:3].tolist() == [[1, 2], [1, 0], [0, 1]] and rows.more[0].tolist() == [0]

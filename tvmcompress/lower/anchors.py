@@ -7,10 +7,8 @@ constants, which `weights` later moves to load time.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import numpy as np
 import tvm
@@ -26,14 +24,14 @@ from tvmcompress.kernels import normalization, tile, winograd, woven
 from tvmcompress.kernels.choices import Choices, untuned
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.sparse import Product
-from tvmcompress.kernels.sparse_rows import PIXELS, PLANES
+from tvmcompress.kernels.sparse_rows_plan import PIXELS, PLANES
 from tvmcompress.lower import packing, shared_rows, sparse
+from tvmcompress.lower.layer_shapes import INTEGERS, convolution, row_of_pixels
 from tvmcompress.lower.parts import Part, Parts, part
-from tvmcompress.lower.planes import Views, images, in_planes
 from tvmcompress.lower.sparse import KEEP, Keep
+from tvmcompress.lower.sparse_layers import SparseLayers
 
 FLOATS = ("float32", "float16", "bfloat16")
-INTEGERS = ("int8", "uint8")
 A_TASK = 4096  # exponentials
 ANCHOR = {"op_pattern": 4}  # TVM's kOutEWiseFusable: element-wise work may be fused behind it
 
@@ -42,10 +40,9 @@ class Anchors:
     """The visitor. `done` collects what became a kernel: name, kind, macs, whether in integers, and the tile."""
 
     def __init__(self, isa: Isa, choices: Choices, neutral: bool = False, keep: Keep = KEEP) -> None:
-        self.isa, self.choices, self.neutral, self.keep = isa, choices, neutral, keep
+        self.isa, self.choices, self.neutral = isa, choices, neutral
         self.done: list[dict] = []
-        self.kept: dict[str, tuple[sparse.Sparse | None, dict]] = {}  # what became of layers whose weights hold zeros
-        self.views = Views(set())
+        self.layers = SparseLayers(isa, choices, keep)
         self.bits: dict[Expr, Expr] = {}  # what is read as the bits of bfloat16, and these
         self.parts = Parts(isa)
         self.handlers: dict[str, Callable] = {
@@ -59,7 +56,7 @@ class Anchors:
         }
 
     def __call__(self, rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
-        if (view := self.views(rw, var, expr)) is not None:
+        if (view := self.layers.views(rw, var, expr)) is not None:
             return view
         handler = self.handlers.get(op_name(expr))
         data = [a for a in getattr(expr, "args", ()) if not isinstance(a, relax.ShapeExpr)]
@@ -76,7 +73,7 @@ class Anchors:
         if not supported(*kinds) or (found := convolution(rw.definition, expr)) is None:
             return None
         x, conv, fill = found
-        c, ic, planes = conv.c, graph.shape(weight)[1], self.views.planes.get(x)
+        c, ic, planes = conv.c, graph.shape(weight)[1], self.layers.views.planes.get(x)
         if conv.groups == 1:
             x = self.whole_steps(rw, x, conv_kernel.instruction(conv, self.isa, *kinds)[0])
             c = graph.shape(x)[-1]
@@ -105,23 +102,17 @@ class Anchors:
         )
         return cast_back(rw, call, var)
 
-    def decide(self, name: str, value: np.ndarray, conv: Conv2d, kinds, planes: bool = False) -> sparse.Sparse | None:
-        """The sparse kernel for a layer, once."""
-        if name not in self.kept:
-            self.kept[name] = sparse.kept(value, conv, self.isa, kinds, self.keep, name, self.choices, planes)
-        return self.kept[name][0]
-
     def sparse(self, rw, var, x, weight, conv: Conv2d, kinds, fill: int, shape, kind: str, planes: Expr | None = None):
         """A sparse kernel's call with a result of `shape`, or None. `planes`: x as such."""
         value = sparse.stored(rw, weight)
         if value is None:
             return None
         value = value.T[:, :, None, None] if kind == "matmul" else value
-        kernel = self.decide(var.name, value, conv, kinds)
+        kernel = self.layers.decide(var.name, value, conv, kinds)
         if kernel is None:
             return None
         self.note(var, kind, conv.macs, kinds, None)
-        how, apart = kernel.plan.product, var in self.views.members
+        how, apart = kernel.plan.product, var in self.layers.views.members
         layouts = PLANES if planes is not None else PIXELS, PLANES if apart else PIXELS
         if PLANES in layouts and (other := sparse.by_layout(kernel, conv, self.isa, self.choices, *layouts)):
             kernel, x = other, x if planes is None else planes
@@ -133,29 +124,7 @@ class Anchors:
         function = rw.builder.add_func(kernel.program(conv, streams, shape, fill), f"{kind}_sparse")
         operands = [x, *(graph.const(array) for array in streams.arrays)]
         call = relax.op.call_tir(function, operands, relax.TensorType(list(shape), how.sums))
-        return self.views.view(rw, call, var) if apart else cast_back(rw, call, var)
-
-    def data_of(self, definitions: Mapping[graph.Var, Expr], var: graph.Var, expr: Expr) -> list[graph.Var]:
-        """What a layer reads whose kernel takes and gives planes: see `planes.in_planes`."""
-        if op_name(expr) not in ("relax.nn.conv2d", "relax.matmul") or not graph.has_static_shape(var):
-            return []
-        x, weight = expr.args
-        if not graph.is_const(weight) or not graph.has_static_shape(x) or graph.dtype(x) != "float32":
-            return []
-        if graph.dtype(weight) != "float32" or 0 in graph.shape(var):
-            return []
-        image, value, conv = x, graph.value(weight), None
-        if op_name(expr) == "relax.matmul":
-            conv = row_of_pixels(graph.shape(x), graph.shape(weight))
-            value = value.T[:, :, None, None] if conv else value
-        elif found := convolution(definitions.get, expr):
-            image, conv, _ = found
-        if conv is None or conv.groups > 1 or not isinstance(image, relax.Var) or conv.n != images(graph.shape(image)):
-            return []
-        kernel = self.decide(var.name, value, conv, ("float32", "float32"), planes=True)
-        if kernel is None or sparse.by_layout(kernel, conv, self.isa, self.choices, PLANES, PLANES) is None:
-            return []
-        return [image] if image is x else [image, x]
+        return self.layers.views.view(rw, call, var) if apart else cast_back(rw, call, var)
 
     def winograd(self, rw, var, x, weight, conv, p: winograd.Plan):
         self.note(var, "conv2d", conv.macs, ("float32", "float32"), p.tile)
@@ -259,7 +228,7 @@ class Anchors:
         image = rw.emit(relax.op.reshape(x, (conv.n, 1, conv.w, conv.c)))
         image = self.whole_steps(rw, image, conv_kernel.instruction(conv, self.isa, *kinds)[0])
         c = graph.shape(image)[-1]
-        conv, planes = replace(conv, c=c, zeros=c - conv.c), self.views.planes.get(x)
+        conv, planes = replace(conv, c=c, zeros=c - conv.c), self.layers.views.planes.get(x)
         return self.sparse(rw, var, image, y, conv, kinds, 0, graph.shape(var), "matmul", planes)
 
     def layer_norm(self, rw, var, expr):
@@ -338,43 +307,6 @@ def cast_back(rw: Rewriter, call: Expr, var: graph.Var) -> Expr:
     return out if graph.dtype(out) == graph.dtype(var) else relax.op.astype(out, graph.dtype(var))
 
 
-Definition = Callable[[Expr], Any]
-
-
-def convolution(definition: Definition, expr: Expr) -> tuple[Expr, Conv2d, int] | None:
-    """Of channels last: its data, what it is, and what padding holds."""
-    a, weight = expr.attrs, expr.args[1]
-    if a.data_layout != "NHWC" or a.kernel_layout != "OIHW":
-        return None
-    x, padding, fill = absorb_padding(definition, expr.args[0], [int(p) for p in a.padding])
-    (n, h, w, c), (oc, _, kh, kw) = graph.shape(x), graph.shape(weight)
-    (sh, sw), (dh, dw) = map(int, a.strides), map(int, a.dilation)
-    return x, Conv2d(n, h, w, c, oc, (kh, kw), (sh, sw), padding, (dh, dw), int(a.groups)), fill
-
-
-def row_of_pixels(shape: tuple[int, ...], weight: tuple[int, ...]) -> Conv2d | None:
-    """The product x (…, m, k) times (k, n) as a convolution, where all images but one are empty axes."""
-    *lead, m, k = shape
-    if sum(size != 1 for size in lead) > 1 or len(weight) != 2:
-        return None
-    return Conv2d(math.prod(lead), 1, m, k, weight[1], (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
-
-
-def absorb_padding(definition: Definition, x: Expr, padding: list[int]) -> tuple[Expr, tuple[int, int, int, int], int]:
-    """A pad over the two spatial axes right before becomes the convolution's own: (data, padding, fill)."""
-    call = definition(x)
-    fill = 0
-    if call is not None and op_name(call) == "relax.nn.pad" and str(call.attrs.pad_mode) == "constant":
-        (n0, n1, top, bottom, left, right, c0, c1) = (int(w) for w in call.attrs.pad_width)
-        value = float(call.attrs.pad_value)
-        same = not any(padding) and (graph.dtype(x) in INTEGERS or value == 0)
-        if not (n0 or n1 or c0 or c1) and (same or (value == 0 and graph.dtype(x) not in INTEGERS)):
-            x, fill = call.args[0], int(value)
-            padding = [padding[0] + top, padding[1] + left, padding[2] + bottom, padding[3] + right]
-    top, left, bottom, right = padding
-    return x, (top, left, bottom, right), fill
-
-
 def depends_on_constants(rw: Rewriter, expr: Expr) -> bool:
     """Whether an expression reads no input of the program."""
     if graph.is_const(expr):
@@ -397,12 +329,7 @@ def anchors(
     `neutral` keeps weights in the program's own layout: they are packed when a package is loaded.
     """
     visitor = Anchors(isa, choices, neutral, keep)
-    data_of = partial(visitor.data_of, graph.definitions(mod))
-    visitor.views = Views(in_planes(mod, data_of))
-    for binding in graph.bindings(mod):
-        # With pixels on both sides a sparse kernel may be no gain.
-        if not {binding.var, *data_of(binding.var, binding.value)} & visitor.views.members:
-            visitor.kept.pop(binding.var.name, None)
+    visitor.layers.look(mod)
     mod = graph.rewrite(mod, visitor)
-    said = {name: row for name, (_, row) in visitor.kept.items() if row}
+    said = {name: row for name, (_, row) in visitor.layers.kept.items() if row}
     return mod, [row | {"sparse": said[row["name"]]} if row["name"] in said else row for row in visitor.done]

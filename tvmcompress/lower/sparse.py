@@ -21,10 +21,11 @@ from tvm.tirx import PrimFunc
 from tvmcompress.ir import constants, graph, ops
 from tvmcompress.ir.graph import Expr, Rewriter
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import sparse_blocks, sparse_nm, sparse_rows, winograd
+from tvmcompress.kernels import sparse_blocks, sparse_nm, sparse_rows, sparse_rows_lists, sparse_rows_plan, winograd
 from tvmcompress.kernels.choices import Choices
 from tvmcompress.kernels.conv2d import Conv2d, key
 from tvmcompress.kernels.sparse import Product, Streams, by_depth, product
+from tvmcompress.kernels.sparse_rows_plan import PLANES
 from tvmcompress.kernels.tile import lanes_for, round_up
 
 POLICIES = ("faster", "smaller", "always", "never")
@@ -51,7 +52,7 @@ class Sparse:
     """A kernel for a layer's weights: its program is made when it is wanted. `text` names its format."""
 
     text: str
-    plan: sparse_blocks.Plan | sparse_rows.Plan
+    plan: sparse_blocks.Plan | sparse_rows_plan.Plan
     density: float  # of what the kernel takes at once
     cycles: float
     streams: list[Streams] = field(default_factory=list, repr=False, compare=False)  # what is packed, once it is
@@ -63,8 +64,8 @@ class Sparse:
         return self.streams[0]
 
     def packed(self, weight: np.ndarray, conv: Conv2d) -> Streams:
-        if isinstance(self.plan, sparse_rows.Plan):
-            return sparse_rows.pack(weight, self.plan)
+        if isinstance(self.plan, sparse_rows_plan.Plan):
+            return sparse_rows_lists.pack(weight, self.plan)
         return (sparse_nm if self.plan.picked else sparse_blocks).pack(weight, conv, self.plan)
 
     def nbytes(self, weight: np.ndarray, conv: Conv2d) -> int:
@@ -77,7 +78,7 @@ class Sparse:
 
     def source(self, rw: Rewriter, x: Expr, conv: Conv2d, fill: int) -> Expr:
         """x (n, h, w, c) as the kernel reads it."""
-        if isinstance(self.plan, sparse_rows.Plan):
+        if isinstance(self.plan, sparse_rows_plan.Plan):
             own = self.plan.conv
             return x if own == conv else rw.emit(relax.op.reshape(x, (own.n, own.h, own.w, graph.shape(x)[-1])))
         image = sparse_blocks.source(conv, self.plan)
@@ -98,11 +99,11 @@ def stored(rw: Rewriter, weight: Expr) -> np.ndarray | None:
 
 def by_layout(kernel: Sparse, conv: Conv2d, isa: Isa, choices: Choices, source: str, result: str) -> Sparse | None:
     """The kernel with planes for activations (see `sparse_rows`), where there is one."""
-    if not isinstance(kernel.plan, sparse_rows.Plan) or kernel.plan.product.data != "float32":
+    if not isinstance(kernel.plan, sparse_rows_plan.Plan) or kernel.plan.product.data != "float32":
         return None
-    conv = sparse_rows.flat(conv) if result == sparse_rows.PLANES else conv
-    p = sparse_rows.plan(conv, isa, kernel.plan.product, kernel.density, choices, source, result)
-    return replace(kernel, plan=p, cycles=sparse_rows.cost(p, isa, kernel.density), streams=[]) if p else None
+    conv = sparse_rows_plan.flat(conv) if result == PLANES else conv
+    p = sparse_rows_plan.plan(conv, isa, kernel.plan.product, kernel.density, choices, source, result)
+    return replace(kernel, plan=p, cycles=sparse_rows_plan.cost(p, isa, kernel.density), streams=[]) if p else None
 
 
 def padded(x: te.Tensor, conv: Conv2d, image: sparse_blocks.Source, fill: int) -> te.Tensor:
@@ -134,10 +135,10 @@ def candidates(
             found.append(Sparse(text, p, density, sparse_blocks.cost(conv, p, isa, density)))
     if not how.words.narrow:
         density = of_blocks(alive, 1, how.depth)
-        if (rows := sparse_rows.plan(conv, isa, how, density, choices)) is not None:
+        if (rows := sparse_rows_plan.plan(conv, isa, how, density, choices)) is not None:
             text = f"rows of 1x{how.depth}" if how.depth > 1 else "rows"
-            one = Sparse(text, rows, density, sparse_rows.cost(rows, isa, density))
-            other = by_layout(one, conv, isa, choices, sparse_rows.PLANES, sparse_rows.PLANES) if planes else None
+            one = Sparse(text, rows, density, sparse_rows_plan.cost(rows, isa, density))
+            other = by_layout(one, conv, isa, choices, PLANES, PLANES) if planes else None
             found.append(replace(one, cycles=other.cycles) if other else one)
     return sorted(found, key=lambda one: one.cycles)
 

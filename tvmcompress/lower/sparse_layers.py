@@ -1,0 +1,69 @@
+"""Which layers become sparse kernels, and which activations between these are planes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+import tvm
+from tvm import relax
+
+from tvmcompress.ir import graph
+from tvmcompress.ir.graph import Expr, Var, op_name
+from tvmcompress.isa import Isa
+from tvmcompress.kernels.choices import Choices
+from tvmcompress.kernels.conv2d import Conv2d
+from tvmcompress.kernels.sparse_rows_plan import PLANES
+from tvmcompress.lower import sparse
+from tvmcompress.lower.layer_shapes import convolution, row_of_pixels
+from tvmcompress.lower.planes import Views, images, in_planes
+from tvmcompress.lower.sparse import Keep
+
+
+class SparseLayers:
+    """Decides once for each layer. `kept`: by the layer's name its kernel and its row for the report."""
+
+    def __init__(self, isa: Isa, choices: Choices, keep: Keep) -> None:
+        self.isa, self.choices, self.keep = isa, choices, keep
+        self.kept: dict[str, tuple[sparse.Sparse | None, dict]] = {}
+        self.views = Views(set())
+
+    def look(self, mod: tvm.IRModule) -> None:
+        """Finds the planes of a program, before any layer of it is rewritten."""
+        data_of = partial(self.data_of, graph.definitions(mod))
+        self.views = Views(in_planes(mod, data_of))
+        for binding in graph.bindings(mod):
+            # With pixels on both sides a sparse kernel may be no gain.
+            if not {binding.var, *data_of(binding.var, binding.value)} & self.views.members:
+                self.kept.pop(binding.var.name, None)
+
+    def decide(
+        self, name: str, value: np.ndarray, conv: Conv2d, kinds: tuple[str, str], planes: bool = False
+    ) -> sparse.Sparse | None:
+        """The sparse kernel for a layer with the weights `value` (oc, ic, kh, kw); None for the dense one."""
+        if name not in self.kept:
+            self.kept[name] = sparse.kept(value, conv, self.isa, kinds, self.keep, name, self.choices, planes)
+        return self.kept[name][0]
+
+    def data_of(self, definitions: Mapping[Var, Expr], var: Var, expr: Expr) -> list[Var]:
+        """What a layer reads whose kernel takes and gives planes: see `planes.in_planes`."""
+        if op_name(expr) not in ("relax.nn.conv2d", "relax.matmul") or not graph.has_static_shape(var):
+            return []
+        x, weight = expr.args
+        if not graph.is_const(weight) or not graph.has_static_shape(x) or graph.dtype(x) != "float32":
+            return []
+        if graph.dtype(weight) != "float32" or 0 in graph.shape(var):
+            return []
+        image, value, conv = x, graph.value(weight), None
+        if op_name(expr) == "relax.matmul":
+            conv = row_of_pixels(graph.shape(x), graph.shape(weight))
+            value = value.T[:, :, None, None] if conv else value
+        elif found := convolution(definitions.get, expr):
+            image, conv, _ = found
+        if conv is None or conv.groups > 1 or not isinstance(image, relax.Var) or conv.n != images(graph.shape(image)):
+            return []
+        kernel = self.decide(var.name, value, conv, ("float32", "float32"), planes=True)
+        if kernel is None or sparse.by_layout(kernel, conv, self.isa, self.choices, PLANES, PLANES) is None:
+            return []
+        return [image] if image is x else [image, x]
