@@ -23,6 +23,8 @@ from tvmcompress.comparison import Comparison
 from tvmcompress.errors import MissingDependencyError
 from tvmcompress.target import Target
 
+pytestmark = pytest.mark.deadlines
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

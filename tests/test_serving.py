@@ -25,6 +25,8 @@ from tvmcompress.serving import front
 from tvmcompress.tunnels import Route
 from tvmcompress.wire import BoardError, Control, Tracker
 
+pytestmark = pytest.mark.deadlines
+
 NONSENSE = [
     b"",
     b"\0" * 9,

@@ -37,6 +37,8 @@ from tvmcompress.tuning.workshop import Workshop
 from tvmcompress.tuning_log import TuningLog
 from tvmcompress.wire import BoardError
 
+pytestmark = pytest.mark.deadlines
+
 CRASHES = "__attribute__((constructor)) static void go(void) { *(volatile int *)8 = 1; }"
 HANGS = "__attribute__((constructor)) static void go(void) { for (;;) { } }"
 # Takes the listener down, as a kernel would that hangs the whole board: the session's parent dies.
@@ -278,8 +280,10 @@ def test_boards_that_do_not_fit(shop, tmp_path) -> None:
         pass
 
 
-def test_tuning_on_boards_that_come_and_go(tmp_path) -> None:
+def test_tuning_on_boards_that_come_and_go(tmp_path, monkeypatch) -> None:
     """End to end: the same trials as without the disturbance, and none is charged to the board's absence."""
+    monkeypatch.setattr(bench, "RUN_S", 60.0)  # nothing hangs here
+    monkeypatch.setattr(crew, "DEATHS", 3)  # both may lose their power while they are at the same candidate
     onnx.save(networks.small(32), tmp_path / "net.onnx")
     model, events = tc.load(tmp_path / "net.onnx"), []
     with board() as one, board() as two:
@@ -295,7 +299,7 @@ def test_tuning_on_boards_that_come_and_go(tmp_path) -> None:
             model, "native", devices=[one.address, two.address], log=tmp_path / "log.db", trials=14, events=tell
         ).close()
     trials = [facts for name, facts in events if name == "trial"]
-    assert len(trials) == 14 and all(facts["status"] == "ok" for facts in trials)
+    assert len(trials) == 14 and [facts for facts in trials if facts["status"] != "ok"] == []
     assert any(name == "board" and facts["state"] == "away" for name, facts in events)
     with TuningLog.open(tmp_path / "log.db") as log:
         rows = log.trials()

@@ -16,6 +16,8 @@ import pytest
 from tests.networks import small
 from tvmcompress.tuning import children
 
+pytestmark = pytest.mark.deadlines
+
 ROOT = Path(__file__).parents[2]
 
 
