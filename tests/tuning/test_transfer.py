@@ -13,7 +13,7 @@ from tvmcompress.errors import TargetError, UsageError
 from tvmcompress.kernels.choices import versions
 from tvmcompress.target import Target
 from tvmcompress.trials import Trial, board_key, digest, target_key
-from tvmcompress.tuning.search import Kernel, Place
+from tvmcompress.tuning.kernel import Kernel, Place
 from tvmcompress.tuning.tasks import Task
 from tvmcompress.tuning.transfer import SEEDS, Seed, Transfer
 from tvmcompress.tuning_log import TuningLog

@@ -28,7 +28,8 @@ from tvmcompress.trials import Trial, digest, target_key
 from tvmcompress.tuning import FOLDER, tune, workshop
 from tvmcompress.tuning.bench import WrongResult, compare
 from tvmcompress.tuning.cost_model import CostModel
-from tvmcompress.tuning.search import BATCH, FINALISTS, Search
+from tvmcompress.tuning.kernel import FINALISTS
+from tvmcompress.tuning.search import BATCH, Search
 from tvmcompress.tuning.tasks import Task, anchors_of, tasks
 from tvmcompress.tuning.whole import Whole
 from tvmcompress.tuning.workshop import Workshop

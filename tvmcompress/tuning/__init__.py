@@ -30,7 +30,9 @@ from tvmcompress.target import Target
 from tvmcompress.trials import board_key, target_key
 from tvmcompress.tuning.bench import Bench, Here
 from tvmcompress.tuning.crew import Crew
-from tvmcompress.tuning.search import Place, Search
+from tvmcompress.tuning.finals import Finals
+from tvmcompress.tuning.kernel import Place
+from tvmcompress.tuning.search import Search
 from tvmcompress.tuning.tasks import tasks
 from tvmcompress.tuning.transfer import Transfer
 from tvmcompress.tuning.whole import Whole
@@ -102,6 +104,7 @@ def tune(
         search = Search(
             found, place, workshop, bench, log, account.and_tell(tell), trials, deadline, until, seed, whole
         )  # fmt: skip
+        finals = Finals(search)
         if transfer:
             transfer.sow(search.kernels)
         facts = {"kernels": len(found), "trials": search.count, "limit": trials, "budget_s": budget_s}
@@ -109,10 +112,10 @@ def tune(
                        "log": log.name})  # fmt: skip
         try:
             search.run()
-            search.confirm()
+            finals.confirm()
             model_ms = whole.end(log.decisions(place.target, place.versions, place.board)) if search.fresh else None
             if model_ms and model_ms["tuned"] > model_ms["untuned"]:
-                search.withdraw()
+                finals.withdraw()
                 model_ms["tuned"] = model_ms["untuned"]
         finally:
             account.settle()

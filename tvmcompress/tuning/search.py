@@ -1,9 +1,7 @@
 """The search: which kernel to work on, which candidates to try, when to stop.
 
 Every kernel's untuned form is its first trial, so that tuning can only gain. Then batches go to the kernel that
-promises most: its share of the model's time, and how much its last trials gained. At the end the best few of each are
-timed again, in turn with the untuned one and where that can be within the model, and only what is faster then too is
-kept; nothing, if the model is no faster with it.
+promises most: its share of the model's time, and how much its last trials gained. `finals` decides what is kept.
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,10 +17,9 @@ import numpy as np
 from tvmcompress.kernels.choices import Decisions
 from tvmcompress.trials import PASSING, Trial, digest
 from tvmcompress.tuning.bench import Bench, Job
-from tvmcompress.tuning.candidates import Space
 from tvmcompress.tuning.children import Outcome
 from tvmcompress.tuning.cost_model import CostModel
-from tvmcompress.tuning.generic_space import TraceSpace
+from tvmcompress.tuning.kernel import GAIN, Kernel, Place, space_of
 from tvmcompress.tuning.tasks import Task
 from tvmcompress.tuning.whole import Whole
 from tvmcompress.tuning.workshop import Built, Workshop
@@ -33,72 +29,11 @@ BATCH = 8
 POOL = 96  # proposals of which the cost model picks a batch
 BLIND = 2  # of a batch, taken at random instead
 FLAT = 3  # batches without a gain after which a kernel is left alone
-GAIN = 0.01  # of a kernel's time: less is noise
-FINALISTS = 3
-ROUNDS = 5
 
 # What a trial is called for what came of its measurement.
 STATUS = {"ok": "ok", "wrong": "wrong_result", "timeout": "run_timeout", "crash": "run_crash", "error": "run_crash"}
 
 Tell = Callable[[str, Mapping[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Place:
-    """What all trials of a run have in common."""
-
-    target: str
-    board: str
-    versions: str
-
-
-@dataclass
-class Kernel:
-    """A task and what is known of it. `ended`: why it is left alone."""
-
-    task: Task
-    space: Space = field(default_factory=Space)
-    trials: list[Trial] = field(default_factory=list)
-    aliases: dict[str, str] = field(default_factory=dict)  # digests of proposals, and of what they came out as
-    seeds: list[Decisions] = field(default_factory=list)  # to be tried before all others
-    untuned: Decisions | None = None
-    idle: int = 0  # batches since the last gain
-    gained: float = 1.0  # share of its time that the last batches gained
-    ended: str = ""
-
-    @property
-    def known(self) -> set[str]:
-        return {trial.digest for trial in self.trials} | self.aliases.keys()
-
-    @property
-    def tried(self) -> bool:
-        """Whether its untuned form was measured, whatever came of it."""
-        return self.untuned is not None and digest(self.untuned) in self.known
-
-    @property
-    def best(self) -> float:
-        """ms of one call."""
-        return min((trial.ms for trial in self.trials), default=float("inf"))
-
-    @property
-    def start(self) -> float:
-        """ms of one call, untuned."""
-        first = digest(self.untuned) if self.untuned is not None else ""
-        return next((trial.ms for trial in self.trials if trial.digest == first), float("inf"))
-
-    def finalists(self) -> list[Decisions]:
-        """The best few that are not the untuned form."""
-        good = sorted((t for t in self.trials if t.status == "ok"), key=lambda t: t.ms)
-        first = digest(self.untuned) if self.untuned is not None else ""
-        return [dict(t.decisions) for t in good[:FINALISTS] if t.digest != first]
-
-    def total(self, ms: float) -> float:
-        """ms of a run of the model that this kernel takes."""
-        return ms * self.task.calls if np.isfinite(ms) else 0.0
-
-
-def space_of(task: Task, workshop: Workshop) -> Space:
-    return Space() if task.program is None else TraceSpace(task.program, workshop.machine)
 
 
 class Search:
@@ -304,93 +239,6 @@ class Search:
     def trial(self, kernel: Kernel, decisions: Decisions, *result: Any) -> Trial:
         place = self.place
         return Trial(place.target, kernel.task.workload, place.board, place.versions, decisions, *result)
-
-    def confirm(self) -> None:
-        """The finalists of each kernel in turn with its untuned form; what wins clearly is kept, else the untuned."""
-        open_ones = []
-        for kernel in self.kernels:
-            if kernel.untuned is None or not np.isfinite(kernel.start):
-                continue
-            if kernel.best > (1 - GAIN) * kernel.start:
-                self.keep(kernel, kernel.untuned, kernel.start, kernel.start)
-            else:
-                open_ones.append(kernel)
-        open_ones = self.within(open_ones)
-        while open_ones:
-            count = self.bench.at_once  # boards come and go
-            self.final(open_ones[:count])
-            del open_ones[:count]
-
-    def within(self, kernels: Sequence[Kernel]) -> list[Kernel]:
-        """Finalists timed within the model: the first of all kernels in a form of it, the second in another, and so on.
-        A product of few rows that reads its weights from memory there may look fast alone. Gives back the kernels that
-        could not be timed so, those without a family among them."""
-        ranks = [kernel.finalists() for kernel in kernels]
-        count = min(max(map(len, ranks), default=0), self.whole.room if self.whole is not None else 0)
-        if not count:
-            return list(kernels)
-        assert self.whole is not None
-        tables = [
-            {kernel.task.workload: rank[min(number, len(rank) - 1)] for kernel, rank in zip(kernels, ranks)}
-            for number in range(count)
-        ]
-        begun, spent = time.monotonic(), self.workshop.busy_s
-        times = self.whole.kernels(tables)
-        self.measuring_s += time.monotonic() - begun - (self.workshop.busy_s - spent)
-        if times is None:
-            return list(kernels)
-        timed, left = list[Kernel](), list[Kernel]()
-        for kernel in kernels:
-            (timed if all(kernel.task.workload in form for form in times) else left).append(kernel)
-        for kernel in timed:
-            assert kernel.untuned is not None
-            key, calls = kernel.task.workload, kernel.task.calls
-            ms = [form[key] / calls for form in times]
-            winner = int(np.argmin(ms))
-            lost = not winner or ms[winner] > (1 - GAIN) * ms[0]
-            self.keep(kernel, kernel.untuned if lost else tables[winner - 1][key], ms[0], ms[0] if lost else ms[winner])
-        return left
-
-    def withdraw(self) -> None:
-        """All kernels as they are untuned: together what won is no faster."""
-        for kernel in self.kernels:
-            if kernel.untuned is not None and np.isfinite(kernel.start):
-                self.keep(kernel, kernel.untuned, kernel.start, kernel.start)
-
-    def final(self, kernels: Sequence[Kernel]) -> None:
-        """Of a few kernels, as many as are measured at once."""
-        forms: list[list[Built]] = []
-        for kernel in kernels:
-            assert kernel.untuned is not None
-            finalists = kernel.finalists()
-            outcomes = self.workshop.build(kernel.task, [kernel.untuned, *finalists], set())
-            built = [o.value for o in outcomes if o.status == "ok"]
-            forms.append(built if outcomes[0].status == "ok" else [])
-        jobs = [
-            Job(kernel.task, built, self.workshop.references[kernel.task.workload], ROUNDS)
-            for kernel, built in zip(kernels, forms)
-        ]
-        begun, results = time.monotonic(), list(self.bench.measure(jobs))
-        self.measuring_s += time.monotonic() - begun
-        for index, ran in results:
-            kernel, built = kernels[index], forms[index]
-            if ran.status != "ok" or not built:
-                assert kernel.untuned is not None
-                self.keep(kernel, kernel.untuned, kernel.start, kernel.start)
-                continue
-            medians = [float(np.median(times)) for times in ran.value]
-            winner = int(np.argmin(medians))
-            if medians[winner] > (1 - GAIN) * medians[0]:
-                winner = 0
-            self.keep(kernel, built[winner].decisions, medians[0], medians[winner])
-        for built in forms:
-            for one in built:
-                self.workshop.forget(one)
-
-    def keep(self, kernel: Kernel, decisions: Decisions, before: float, after: float) -> None:
-        self.log.confirm(self.trial(kernel, decisions))
-        row = {"workload": kernel.task.workload, "calls": kernel.task.calls, "untuned_ms": before, "ms": after}
-        self.tell("confirmed", {**row, "decisions": decisions, "trials": len(kernel.trials), "ended": kernel.ended})
 
     def seconds(self) -> dict[str, float]:
         """Where the time of this run went."""

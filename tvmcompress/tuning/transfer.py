@@ -16,7 +16,7 @@ from tvmcompress.target import Target
 from tvmcompress.trials import PASSING, Trial, digest, target_key
 
 if TYPE_CHECKING:
-    from tvmcompress.tuning.search import Kernel, Place
+    from tvmcompress.tuning.kernel import Kernel, Place
     from tvmcompress.tuning_log import TuningLog
 
 SEEDS = 3  # of a kernel

@@ -1,0 +1,115 @@
+"""The end of a search: the best few of each kernel once more, in turn with the untuned one, and within the model where
+that can be. Only what is faster then too is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tvmcompress.kernels.choices import Decisions
+from tvmcompress.tuning.bench import Job
+from tvmcompress.tuning.kernel import GAIN, Kernel
+from tvmcompress.tuning.workshop import Built
+
+if TYPE_CHECKING:
+    from tvmcompress.tuning.search import Search
+
+ROUNDS = 5
+
+
+class Finals:
+    """Of the kernels of a search."""
+
+    def __init__(self, search: Search) -> None:
+        self.search = search
+
+    def confirm(self) -> None:
+        """The finalists of each kernel in turn with its untuned form; what wins clearly is kept, else the untuned."""
+        open_ones = []
+        for kernel in self.search.kernels:
+            if kernel.untuned is None or not np.isfinite(kernel.start):
+                continue
+            if kernel.best > (1 - GAIN) * kernel.start:
+                self.keep(kernel, kernel.untuned, kernel.start, kernel.start)
+            else:
+                open_ones.append(kernel)
+        open_ones = self.within(open_ones)
+        while open_ones:
+            count = self.search.bench.at_once  # boards come and go
+            self.final(open_ones[:count])
+            del open_ones[:count]
+
+    def within(self, kernels: Sequence[Kernel]) -> list[Kernel]:
+        """Finalists timed within the model: the first of all kernels in a form of it, the second in another, and so on.
+        A product of few rows that reads its weights from memory there may look fast alone. Gives back the kernels that
+        could not be timed so, those without a family among them."""
+        ranks = [kernel.finalists() for kernel in kernels]
+        count = min(max(map(len, ranks), default=0), self.search.whole.room if self.search.whole is not None else 0)
+        if not count:
+            return list(kernels)
+        assert self.search.whole is not None
+        tables = [
+            {kernel.task.workload: rank[min(number, len(rank) - 1)] for kernel, rank in zip(kernels, ranks)}
+            for number in range(count)
+        ]
+        begun, spent = time.monotonic(), self.search.workshop.busy_s
+        times = self.search.whole.kernels(tables)
+        self.search.measuring_s += time.monotonic() - begun - (self.search.workshop.busy_s - spent)
+        if times is None:
+            return list(kernels)
+        timed, left = list[Kernel](), list[Kernel]()
+        for kernel in kernels:
+            (timed if all(kernel.task.workload in form for form in times) else left).append(kernel)
+        for kernel in timed:
+            assert kernel.untuned is not None
+            key, calls = kernel.task.workload, kernel.task.calls
+            ms = [form[key] / calls for form in times]
+            winner = int(np.argmin(ms))
+            lost = not winner or ms[winner] > (1 - GAIN) * ms[0]
+            self.keep(kernel, kernel.untuned if lost else tables[winner - 1][key], ms[0], ms[0] if lost else ms[winner])
+        return left
+
+    def withdraw(self) -> None:
+        """All kernels as they are untuned: together what won is no faster."""
+        for kernel in self.search.kernels:
+            if kernel.untuned is not None and np.isfinite(kernel.start):
+                self.keep(kernel, kernel.untuned, kernel.start, kernel.start)
+
+    def final(self, kernels: Sequence[Kernel]) -> None:
+        """Of a few kernels, as many as are measured at once."""
+        forms: list[list[Built]] = []
+        for kernel in kernels:
+            assert kernel.untuned is not None
+            finalists = kernel.finalists()
+            outcomes = self.search.workshop.build(kernel.task, [kernel.untuned, *finalists], set())
+            built = [o.value for o in outcomes if o.status == "ok"]
+            forms.append(built if outcomes[0].status == "ok" else [])
+        jobs = [
+            Job(kernel.task, built, self.search.workshop.references[kernel.task.workload], ROUNDS)
+            for kernel, built in zip(kernels, forms)
+        ]
+        begun, results = time.monotonic(), list(self.search.bench.measure(jobs))
+        self.search.measuring_s += time.monotonic() - begun
+        for index, ran in results:
+            kernel, built = kernels[index], forms[index]
+            if ran.status != "ok" or not built:
+                assert kernel.untuned is not None
+                self.keep(kernel, kernel.untuned, kernel.start, kernel.start)
+                continue
+            medians = [float(np.median(times)) for times in ran.value]
+            winner = int(np.argmin(medians))
+            if medians[winner] > (1 - GAIN) * medians[0]:
+                winner = 0
+            self.keep(kernel, built[winner].decisions, medians[0], medians[winner])
+        for built in forms:
+            for one in built:
+                self.search.workshop.forget(one)
+
+    def keep(self, kernel: Kernel, decisions: Decisions, before: float, after: float) -> None:
+        self.search.log.confirm(self.search.trial(kernel, decisions))
+        row = {"workload": kernel.task.workload, "calls": kernel.task.calls, "untuned_ms": before, "ms": after}
+        more = {"decisions": decisions, "trials": len(kernel.trials), "ended": kernel.ended}
+        self.search.tell("confirmed", row | more)

@@ -1,0 +1,75 @@
+"""A kernel that is tuned, and all that is known of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tvmcompress.kernels.choices import Decisions
+from tvmcompress.trials import Trial, digest
+from tvmcompress.tuning.candidates import Space
+from tvmcompress.tuning.generic_space import TraceSpace
+from tvmcompress.tuning.tasks import Task
+from tvmcompress.tuning.workshop import Workshop
+
+FINALISTS = 3
+GAIN = 0.01  # of a kernel's time: less is noise
+
+
+@dataclass(frozen=True)
+class Place:
+    """What all trials of a run have in common."""
+
+    target: str
+    board: str
+    versions: str
+
+
+@dataclass
+class Kernel:
+    """A task and what is known of it. `ended`: why it is left alone."""
+
+    task: Task
+    space: Space = field(default_factory=Space)
+    trials: list[Trial] = field(default_factory=list)
+    aliases: dict[str, str] = field(default_factory=dict)  # digests of proposals, and of what they came out as
+    seeds: list[Decisions] = field(default_factory=list)  # to be tried before all others
+    untuned: Decisions | None = None
+    idle: int = 0  # batches since the last gain
+    gained: float = 1.0  # share of its time that the last batches gained
+    ended: str = ""
+
+    @property
+    def known(self) -> set[str]:
+        return {trial.digest for trial in self.trials} | self.aliases.keys()
+
+    @property
+    def tried(self) -> bool:
+        """Whether its untuned form was measured, whatever came of it."""
+        return self.untuned is not None and digest(self.untuned) in self.known
+
+    @property
+    def best(self) -> float:
+        """ms of one call."""
+        return min((trial.ms for trial in self.trials), default=float("inf"))
+
+    @property
+    def start(self) -> float:
+        """ms of one call, untuned."""
+        first = digest(self.untuned) if self.untuned is not None else ""
+        return next((trial.ms for trial in self.trials if trial.digest == first), float("inf"))
+
+    def finalists(self) -> list[Decisions]:
+        """The best few that are not the untuned form."""
+        good = sorted((t for t in self.trials if t.status == "ok"), key=lambda t: t.ms)
+        first = digest(self.untuned) if self.untuned is not None else ""
+        return [dict(t.decisions) for t in good[:FINALISTS] if t.digest != first]
+
+    def total(self, ms: float) -> float:
+        """ms of a run of the model that this kernel takes."""
+        return ms * self.task.calls if np.isfinite(ms) else 0.0
+
+
+def space_of(task: Task, workshop: Workshop) -> Space:
+    return Space() if task.program is None else TraceSpace(task.program, workshop.machine)
