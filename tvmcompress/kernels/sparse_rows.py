@@ -23,6 +23,7 @@ from functools import lru_cache
 
 import numpy as np
 from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import SBlockRV
 from tvm.script import tirx as T
 from tvm.tirx import Expr, PrimFunc
 
@@ -258,9 +259,19 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
         count = choose("tasks", first(0 if small else len(tasks), range(len(tasks) + 1)))
         if count:
             sch.parallel(sch.fuse(*tasks[:count]))
-    loop = sch.get_loops(last)[-1]
-    _, lanes = sch.split(loop, [None, whole_vectors(sch, last, isa)])
-    sch.vectorize(lanes)
+    in_vectors(sch, last, isa)
     sch.annotate(sch.get_loops(anchor)[0], "pragma_import_llvm", sch.get(anchor).annotations["code"])
     for block in larger[-1:]:
         generic.schedule_elementwise(sch, block, isa, choose)
+
+
+def in_vectors(sch: Schedule, block: SBlockRV, isa: Isa) -> None:
+    """The innermost loop of a block; what is left of it behind whole vectors is one that is shorter. A vector with a
+    condition on its lanes would become one element after the other."""
+    lanes, loop = whole_vectors(sch, block, isa), sch.get_loops(block)[-1]
+    count, rest = divmod(generic.extent(sch, [loop]), lanes)
+    if count and rest:
+        loop, tail = sch.loop_partition(loop, [count * lanes, None], preserve_unit_iters=False)
+        sch.vectorize(tail)
+    _, vector = sch.split(loop, [None, lanes])
+    sch.vectorize(vector)

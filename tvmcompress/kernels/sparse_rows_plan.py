@@ -21,6 +21,7 @@ ACROSS = 0.5  # and one from two lines
 MISSED = 10  # of a branch that was not foreseen
 COPIED = 0.3  # for a word of the copy
 SPREAD = 0.3  # for a word of sums that wait; with what dense kernels take too for their results it is three times that
+RAGGED = 1.0  # for a word of results, more, where some tiles have fewer pixels and vectors do not end with them
 TURNED = 0.1  # for a word that is transposed, more
 STRAGGLING = 0.1  # of a task, by which threads end one after the other
 STEP = 2  # weights of a row come in multiples of it: a loop of so many has half the branches
@@ -177,7 +178,7 @@ def tiles(conv: Conv2d, isa: Isa, product: Product) -> list[Tile]:
     steps = -(-conv.c // product.depth)
     shapes = {(rows, ow) for rows in range(1, oh + 1) if rows * ow <= most and round_up(oh, rows) - oh < rows}
     for count in range(1, isa.registers - 2):
-        shapes.add((1, min(count * product.lanes, ow)))
+        shapes |= {(1, min(count * product.lanes, ow)), (1, -(-ow // -(-ow // (count * product.lanes))))}
     slices = sorted({steps, *(s for s in (16, 32, 64, 128, 256) if s < steps)})
     chunks = sorted({min(chunk, round_up(conv.oc, isa.lanes)) for chunk in CHUNKS})
     made = [
@@ -225,5 +226,6 @@ def cost(p: Plan, isa: Isa, density: float) -> float:
     written = rows * tile.rows * round_up(tile.columns, lanes)
     moved = (COPIED + (TURNED if p.source == PIXELS else 0)) * copied
     moved += (0 if p.direct else SPREAD + (TURNED if p.result == PIXELS else 0)) * written
+    moved += (RAGGED if p.result == PLANES and ow % tile.columns and oh * ow % lanes else 0) * written
     each = rows * row * p.slices + moved
     return each * (math.ceil(tasks / isa.cores) + STRAGGLING)

@@ -2,13 +2,15 @@
 
     kernel(x, y, out): out[i, j] = x[i, j] + y[0, j]      ->      kernel(x, y): x[i, j] = x[i, j] + y[0, j]
 
-Allowed when the program, as it is scheduled, stores `out` in one place, once for each index, reads `x` nowhere but in
-that very store and at its very index, and hands neither to anything else. The form has one parameter less, so what the
+Allowed when the program, as it is scheduled, stores `out` once for each index, in one place or in several (a loop and
+what is left of it), reads `x` nowhere but in these very stores and at their very index, and hands neither to anything
+else. The form has one parameter less, so what the
 compiler is told (no two parameters overlap) stays true.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,7 +32,10 @@ def in_place(func: PrimFunc, operand: int) -> PrimFunc | None:
     if operand == len(func.params) - 1 or not alike(read, written):
         return None
     found = stores(func, written)
-    if len(found) != 1 or not found[0].covers_once() or not found[0].reads_only_here(func, read, written):
+    if not found or not all(store.covers_once() for store in found) or not reads_only_there(func, found, read, written):
+        return None
+    # Every element of a result is written: by as many stores as there are elements each is once.
+    if len(found) > 1 and sum(store.times for store in found) != math.prod(int(d) for d in written.ty.shape):
         return None
     body = tvm_ffi.structural_map(func.body, [(Var, lambda var: read if var.same_as(written) else var)])
     return PrimFunc(func.params[:-1], body, func.ret_type, func.attrs)
@@ -75,20 +80,32 @@ class Store:
         found = detect_iter_map(list(self.realize.iter_values), domains, self.realize.predicate, "bijective")
         return len(found.indices) == len(self.realize.iter_values)
 
-    def reads_only_here(self, func: PrimFunc, read: Var, written: Var) -> bool:
-        """Whether `read` is loaded nowhere but here, at the index that is written, and `written` nowhere at all."""
+    @property
+    def times(self) -> int:
+        """How often it runs, at most."""
+        return math.prod(int(loop.extent) for loop in self.loops)
+
+    def loads(self, read: Var) -> int | None:
+        """How many loads of `read` it has, all at the index that is written; None if it does anything else with it."""
         calls = nodes(self.statement.value, tvm.ir.Call)
         if any(getattr(call.op, "name", "") in ADDRESSES for call in calls):
-            return False
+            return None
         loads = [load for load in nodes(self.statement.value, TensorLoad) if load.source.same_as(read)]
         here = list(self.statement.indices)
         if not loads or not all(tvm_ffi.structural_equal(list(load.indices), here) for load in loads):
-            return False
-        blocks = [realize.block for realize in nodes(func.body, SBlockRealize)]
-        noted = [region.source for block in blocks for region in [*block.reads, *block.writes]]
-        mentions = nodes(func.body, Var)
-        others = count(mentions, read) - count(noted, read) - len(loads)
-        return others == 0 and count(mentions, written) == count(noted, written) + 1
+            return None
+        return len(loads)
+
+
+def reads_only_there(func: PrimFunc, found: Sequence[Store], read: Var, written: Var) -> bool:
+    """Whether `read` is loaded nowhere but in `found`, at the index that is written, and `written` nowhere at all."""
+    loads = [store.loads(read) for store in found]
+    blocks = [realize.block for realize in nodes(func.body, SBlockRealize)]
+    noted = [region.source for block in blocks for region in [*block.reads, *block.writes]]
+    mentions = nodes(func.body, Var)
+    known = [number for number in loads if number is not None]
+    others = count(mentions, read) - count(noted, read) - sum(known)
+    return len(known) == len(loads) and others == 0 and count(mentions, written) == count(noted, written) + len(found)
 
 
 def stores(func: PrimFunc, written: Var) -> list[Store]:
