@@ -101,3 +101,22 @@ def test_stores_outside_of_blocks() -> None:
             out[i] = x[i] + T.float32(1)
 
     assert in_place(func, 0) is None
+
+
+@pytest.mark.parametrize("at", [16, 7])
+def test_a_loop_in_two_parts(at: int) -> None:
+    sch = Schedule(kernel("x[i, j] * y[i, j] + z[0, j]"))
+    sch.loop_partition(sch.get_loops(sch.get_sblock("sum"))[-1], [at, None], preserve_unit_iters=False)
+    func = sch.mod["main"].without_attr("global_symbol")
+    form = in_place(func, 0)
+    assert form is not None and len(form.params) == 3
+    given = arrays()
+    np.testing.assert_array_equal(run(form, given[:3])[0], run(func, given)[3])
+
+
+def test_two_loops_that_meet() -> None:
+    """Some elements are written twice: the second time what is read would be a result."""
+    func = kernel("x[i, j] + y[i, j]", loops="h, a, b in T.grid(2, 6, 12)").script()
+    twice = func.replace('T.axis.remap("SS", [a, b])', "T.axis.spatial(6, a), T.axis.spatial(20, h * 8 + b)")
+    assert "h * 8" in twice
+    assert in_place(tvm.script.from_source(twice), 0) is None

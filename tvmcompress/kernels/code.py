@@ -15,6 +15,9 @@ FLOAT = "float"
 WORD = "i32"
 # The last element that a function may touch of memory that a task has for itself: TVM gives it as much as is named.
 END = "ptr %end"
+# How names of functions end that want an address last which they fetch, and the bytes to that of the next row.
+AHEAD = "_ahead"
+FETCH = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)\n"
 
 
 @dataclass
@@ -221,16 +224,20 @@ def transpose(
     f.add("done:")
 
 
-def rows(words: Words, vectors: int, step: int, index: str, more: bool) -> Function:
+def rows(words: Words, vectors: int, step: int, index: str, more: bool, lines: int = 0) -> Function:
     """Sums of rows of outputs: for each, weights times vectors of pixels.
 
     `step` weights at a time; offsets are integers of type `index`. `more`: sums are added to. Arguments: tile, values,
     offsets, counts (of weights of a row, and which row it is), how many rows, where the first weight is, sums of the
-    first row and of the second; weights are counted in steps.
+    first row and of the second; weights are counted in steps. With `lines` two more, for what is fetched with each row:
+    so many lines of the cache, see AHEAD.
     """
     name = f"tvmcompress_rows_{words.tag}_{vectors}_{step}_{index}_{'more' if more else 'first'}"
+    name += f"_{lines}{AHEAD}" if lines else ""
     arrays = [f"ptr noalias %{name}" for name in ("tile", "values", "offsets", "counts")]
-    f = Function(name, [*arrays, "i32 %count", "i32 %first", "ptr %sums", "ptr %next", END])
+    ahead = ["ptr %ahead", "i64 %pitch"] if lines else []
+    f = Function(name, [*arrays, "i32 %count", "i32 %first", "ptr %sums", "ptr %next", END, *ahead])
+    f.needs = FETCH if lines else ""
     first = f.new("zext i32 %first to i64")
     apart = f.new(f"sub i64 {f.new('ptrtoint ptr %next to i64')}, {f.new('ptrtoint ptr %sums to i64')}")
     f.add("br label %row")
@@ -241,6 +248,10 @@ def rows(words: Words, vectors: int, step: int, index: str, more: bool) -> Funct
     many, which = (f.new(f"zext i16 {f.new(f'load i16, ptr {f.at(slot, 2 * i)}, align 2')} to i64") for i in range(2))
     f.add(f"%stop = add i64 %begin, {many}")
     begin, end = "%begin", "%stop"
+    if lines:
+        far = f.at("%ahead", f.new(f"mul i64 {which}, %pitch"))
+        for line in range(lines):
+            f.add(f"call void @llvm.prefetch.p0(ptr {f.at(far, 64 * line)}, i32 1, i32 3, i32 1)")
     out = f.at("%sums", f.new(f"mul i64 {which}, {apart}"))
     places = [f.at(out, v * words.bytes) for v in range(vectors)]
     start = [f.new(f"load {words.sums}, ptr {p}, align 4") if more else "zeroinitializer" for p in places]

@@ -44,6 +44,7 @@ from tvmcompress.kernels.sparse_rows_plan import PLANES, STEP, Plan, name_of
 from tvmcompress.kernels.tile import broadcast_from, round_up, whole_vectors
 
 NAME = "sparse_rows"
+LINE_BYTES = 64  # of a cache
 
 PROGRAM = """
 @T.prim_func(private=True, s_tir=True)
@@ -106,7 +107,7 @@ SLICE = """                {loop}
                         T.address_of(values[0]), T.address_of(offsets[0]),
                         T.address_of(pointers[(vc * slices + {number}) * chunk, 0]), T.Cast("int32", chunk),
                         firsts[vc * slices + {number}],
-                        T.address_of({sums}), T.address_of({next}), T.address_of({end}),
+                        T.address_of({sums}), T.address_of({next}), T.address_of({end}){ahead},
                     ))
 """
 RESULT = """                for o, r in T.grid(chunk // lanes, rows):
@@ -159,7 +160,10 @@ def written(p: Plan, count: int, word: str, index: str, shape: tuple[int, ...], 
     kind, span = "int32" if product.depth > 1 else product.data, p.vectors * lanes
     channels = round_up(conv.c, product.depth)
     planes_in, planes_out = p.source == PLANES, p.result == PLANES
-    first, more = (code.rows(words, p.vectors, STEP, BITS[index], again) for again in (False, True))
+    # Of results in planes a row is a run of memory.
+    lines = -(-p.pixels * 4 // LINE_BYTES) if planes_out else 0
+    first = code.rows(words, p.vectors, STEP, BITS[index], False, lines)
+    more = code.rows(words, p.vectors, STEP, BITS[index], True)
     copied, stored = copy_function(p), result_functions(p, span)
     functions = [copied, first, *([more] if p.slices > 1 else []), *stored]
     facts = attributes(NAME, name_of(conv, product, p.source, p.result), conv, product, functions)
@@ -220,9 +224,10 @@ def copy_of(p: Plan, image: int, name: str) -> str:
 
 def slices(p: Plan, first: code.Function, more: code.Function, places: Mapping[str, str]) -> str:
     """The text that sums a chunk's rows, slice by slice."""
-    text = SLICE.format(loop="for p in range(1):", name=first.name, number="p", **places)
+    ahead = ", T.address_of({sums}), T.int64(0)".format(**places) if first.name.endswith(code.AHEAD) else ""
+    text = SLICE.format(loop="for p in range(1):", name=first.name, number="p", ahead=ahead, **places)
     if p.slices > 1:
-        text += SLICE.format(loop="for p in range(slices - 1):", name=more.name, number="(p + 1)", **places)
+        text += SLICE.format(loop="for p in range(slices - 1):", name=more.name, number="(p + 1)", ahead="", **places)
     return text
 
 

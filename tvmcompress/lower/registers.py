@@ -13,6 +13,8 @@ from collections.abc import Callable
 import tvm
 from tvm import s_tir, tirx
 
+from tvmcompress.lower.ahead import fetch_ahead
+
 PIPELINE = "tvmcompress"  # its name in TVM
 MOST = 2048  # bytes: 32 registers of 64
 
@@ -56,9 +58,9 @@ def on_stack(mod: tvm.IRModule, _context: tvm.transform.PassContext) -> tvm.IRMo
 
 
 def pipeline() -> tuple[tvm.transform.Pass, Callable, Callable]:
-    """TVM's own from tensor programs to what LLVM is told, with `on_stack` before memory is taken from the pool."""
+    """TVM's own from tensor programs to what LLVM is told, with our passes before memory is taken from the pool."""
     steps, host, device = s_tir.pipeline.default_s_tir_pipeline()
-    return steps, lambda: tvm.transform.Sequential([on_stack, host()]), device
+    return steps, lambda: tvm.transform.Sequential([on_stack, fetch_ahead, host()]), device
 
 
 tirx.compilation_pipeline.register_tir_pipeline(PIPELINE, pipeline)
