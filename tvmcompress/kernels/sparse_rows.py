@@ -29,7 +29,7 @@ from tvm.tirx import Expr, PrimFunc
 
 from tvmcompress.ir import script
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import MACS, code, code_planes, generic
+from tvmcompress.kernels import MACS, code, code_pixels, code_planes, generic
 from tvmcompress.kernels.choices import Choose, first
 from tvmcompress.kernels.sparse import (
     BITS,
@@ -200,7 +200,7 @@ def copy_function(p: Plan) -> code.Function:
         groups = -(-p.line // words.lanes)
         return code_planes.copy(words, conv.strides[1], groups, conv.h * conv.w, p.plane, conv.c)
     pixel = round_up(conv.c, p.product.depth) // p.product.depth * 4
-    return code.copy(words, pixel, conv.strides[1], p.plane, p.steps // words.lanes, p.steps % words.lanes)
+    return code_pixels.copy(words, pixel, conv.strides[1], p.plane, p.steps // words.lanes, p.steps % words.lanes)
 
 
 def result_functions(p: Plan, span: int) -> list[code.Function]:
@@ -211,7 +211,7 @@ def result_functions(p: Plan, span: int) -> list[code.Function]:
     if p.result == PLANES:
         return [code_planes.lines(words, p.chunk, span, p.tile.rows, p.line, p.tile.columns)]
     wholes, rest = divmod(p.tile.columns, lanes)
-    return [code.results(words, span, width) for width in (lanes if wholes else 0, rest) if width]
+    return [code_pixels.results(words, span, width) for width in (lanes if wholes else 0, rest) if width]
 
 
 def copy_of(p: Plan, image: int, name: str) -> str:
