@@ -6,4 +6,5 @@ multiply-accumulates as every published figure counts them: without what is padd
 """
 
 FAMILY = "tvmcompress.family"
+CODE = "code"  # LLVM's text of the functions that a block calls
 MACS = "tvmcompress.macs"

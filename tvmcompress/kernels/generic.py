@@ -43,10 +43,25 @@ def is_reduction(sch: Schedule, block: SBlockRV) -> bool:
 
 
 def around_anchor(sch: Schedule) -> tuple[list[SBlockRV], SBlockRV, list[SBlockRV]]:
-    """The blocks before the anchor, the anchor, and the blocks after it in order."""
+    """The blocks before the anchor, the anchor, and the blocks after it in order.
+
+    What comes before it without being read by it, such as the other operand of a sum, is computed where it is used.
+    """
     blocks = blocks_of(sch)
     at = next(i for i, b in enumerate(blocks) if FAMILY in sch.get(b).annotations)
-    return blocks[:at], blocks[at], blocks[at + 1 :]
+    before = []
+    for block in blocks[:at]:
+        if leads_to(sch, block, blocks[at]):
+            before.append(block)
+        else:
+            sch.compute_inline(block)
+    return before, blocks[at], blocks[at + 1 :]
+
+
+def leads_to(sch: Schedule, block: SBlockRV, other: SBlockRV) -> bool:
+    """Whether `other` reads, by way of further blocks or not, what a block writes."""
+    goal = sch.get(other)
+    return any(sch.get(reader).same_as(goal) or leads_to(sch, reader, other) for reader in sch.get_consumers(block))
 
 
 def vector_lanes(sch: Schedule, block: SBlockRV, isa: Isa) -> int:

@@ -19,7 +19,7 @@ from tvm.script import tirx as T
 from tvm.tirx import Expr
 
 from tvmcompress.isa import BF16_BITS, Isa
-from tvmcompress.kernels import FAMILY, MACS
+from tvmcompress.kernels import CODE, FAMILY, MACS
 from tvmcompress.kernels.choices import KEY
 from tvmcompress.kernels.code import Function, Words, module
 from tvmcompress.kernels.conv2d import Conv2d, instruction
@@ -120,7 +120,7 @@ def by_depth(weight: np.ndarray, depth: int) -> np.ndarray:
 def attributes(family: str, key: str, conv: Conv2d, product: Product, functions: Sequence[Function]) -> dict:
     """Annotations of the anchor block. Multiply-accumulates are those of the dense product that this one stands for."""
     dot = product.words.dot.intrinsic if product.words.dot else ""
-    return {FAMILY: family, KEY: key, MACS: conv.macs, "dot": dot, "code": module(product.words, functions)}
+    return {FAMILY: family, KEY: key, MACS: conv.macs, "dot": dot, CODE: module(product.words, functions)}
 
 
 def wide(names: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from tvm.tirx import PrimFunc
 
 from tvmcompress.ir import script
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import MACS, code, generic
+from tvmcompress.kernels import CODE, MACS, code, generic
 from tvmcompress.kernels.choices import Choices, Choose, first, untuned
 from tvmcompress.kernels.conv2d import Conv2d, key
 from tvmcompress.kernels.sparse import (
@@ -242,6 +242,6 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
         if count:
             sch.parallel(sch.fuse(*parallel[:count]))
     straight(sch, last, 2, whole_vectors(sch, last, isa))
-    sch.annotate(sch.get_loops(anchor)[0], "pragma_import_llvm", sch.get(anchor).annotations["code"])
+    sch.annotate(sch.get_loops(anchor)[0], "pragma_import_llvm", sch.get(anchor).annotations[CODE])
     for block in larger[-1:]:
         generic.schedule_elementwise(sch, block, isa, choose)

@@ -29,7 +29,7 @@ from tvm.tirx import Expr, PrimFunc
 
 from tvmcompress.ir import script
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import MACS, code, code_pixels, code_planes, generic
+from tvmcompress.kernels import CODE, MACS, code, code_pixels, code_planes, generic
 from tvmcompress.kernels.choices import Choose, first
 from tvmcompress.kernels.sparse import (
     BITS,
@@ -265,7 +265,7 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
         if count:
             sch.parallel(sch.fuse(*tasks[:count]))
     in_vectors(sch, last, isa)
-    sch.annotate(sch.get_loops(anchor)[0], "pragma_import_llvm", sch.get(anchor).annotations["code"])
+    sch.annotate(sch.get_loops(anchor)[0], "pragma_import_llvm", sch.get(anchor).annotations[CODE])
     for block in larger[-1:]:
         generic.schedule_elementwise(sch, block, isa, choose)
 

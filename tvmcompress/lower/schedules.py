@@ -13,7 +13,18 @@ from tvm.tirx import PrimFunc
 
 from tvmcompress.ir import graph
 from tvmcompress.isa import BF16_BITS, Isa
-from tvmcompress.kernels import FAMILY, MACS, depthwise, generic, lookup, sparse_blocks, sparse_rows, tile, winograd
+from tvmcompress.kernels import (
+    CODE,
+    FAMILY,
+    MACS,
+    depthwise,
+    generic,
+    lookup,
+    sparse_blocks,
+    sparse_rows,
+    tile,
+    winograd,
+)
 from tvmcompress.kernels.choices import KEY, Choices, Choose
 from tvmcompress.lower import traces
 
@@ -131,6 +142,8 @@ def plain(func: PrimFunc, isa: Isa) -> PrimFunc:
     """Only parallel outer loops: for programs whose blocks refuse everything else."""
     sch = Schedule(func)
     for block in generic.blocks_of(sch):
+        if CODE in sch.get(block).annotations:
+            sch.annotate(sch.get_loops(block)[0], "pragma_import_llvm", sch.get(block).annotations[CODE])
         if generic.is_reduction(sch, block):
             continue
         loops = sch.get_loops(block)
