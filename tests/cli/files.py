@@ -73,9 +73,8 @@ def briefly(monkeypatch) -> None:
 
     Break-even densities are found of one small layer, and from two densities.
     """
-    monkeypatch.setattr("tvmcompress.tuning.search.FLAT", 1)
-    for name, value in (("BATCH", 2), ("FINALISTS", 1), ("ROUNDS", 1)):
-        monkeypatch.setattr(f"tvmcompress.tuning.search.{name}", value)
+    for name, value in (("search.FLAT", 1), ("search.BATCH", 2), ("kernel.FINALISTS", 1), ("finals.ROUNDS", 1)):
+        monkeypatch.setattr(f"tvmcompress.tuning.{name}", value)
     small = Conv2d(1, 5, 7, 16, 32, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
     monkeypatch.setattr("tvmcompress.breakeven.LAYERS", {"1x1, 16 to 32, 5x7": small})
     monkeypatch.setattr("tvmcompress.breakeven.breakeven.__defaults__", ((0.1, 0.9), None))
