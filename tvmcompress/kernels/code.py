@@ -17,6 +17,7 @@ WORD = "i32"
 END = "ptr %end"
 # How names of functions end that want an address last which they fetch, and the bytes to that of the next row.
 AHEAD = "_ahead"
+LINE_BYTES = 64  # of a cache
 FETCH = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)\n"
 
 
@@ -168,7 +169,7 @@ def rows(words: Words, vectors: int, step: int, index: str, more: bool, lines: i
     if lines:
         far = f.at("%ahead", f.new(f"mul i64 {which}, %pitch"))
         for line in range(lines):
-            f.add(f"call void @llvm.prefetch.p0(ptr {f.at(far, 64 * line)}, i32 1, i32 3, i32 1)")
+            f.add(f"call void @llvm.prefetch.p0(ptr {f.at(far, LINE_BYTES * line)}, i32 1, i32 3, i32 1)")
     out = f.at("%sums", f.new(f"mul i64 {which}, {apart}"))
     places = [f.at(out, v * words.bytes) for v in range(vectors)]
     start = [f.new(f"load {words.sums}, ptr {p}, align 4") if more else "zeroinitializer" for p in places]

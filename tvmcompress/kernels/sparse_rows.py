@@ -44,7 +44,6 @@ from tvmcompress.kernels.sparse_rows_plan import PLANES, STEP, Plan, name_of
 from tvmcompress.kernels.tile import broadcast_from, round_up, whole_vectors
 
 NAME = "sparse_rows"
-LINE_BYTES = 64  # of a cache
 
 PROGRAM = """
 @T.prim_func(private=True, s_tir=True)
@@ -161,7 +160,7 @@ def written(p: Plan, count: int, word: str, index: str, shape: tuple[int, ...], 
     channels = round_up(conv.c, product.depth)
     planes_in, planes_out = p.source == PLANES, p.result == PLANES
     # Of results in planes a row is a run of memory.
-    lines = -(-p.pixels * 4 // LINE_BYTES) if planes_out else 0
+    lines = -(-p.pixels * 4 // code.LINE_BYTES) if planes_out else 0
     first = code.rows(words, p.vectors, STEP, BITS[index], False, lines)
     more = code.rows(words, p.vectors, STEP, BITS[index], True)
     copied, stored = copy_function(p), result_functions(p, span)

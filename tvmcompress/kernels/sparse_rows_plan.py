@@ -30,7 +30,7 @@ STEP = 2  # weights of a row come in multiples of it: a loop of so many has half
 @dataclass(frozen=True)
 class Tile:
     """`rows` by `columns` pixels of the result; `slice` words of channels and `chunk` outputs at a time; outputs in
-    `parts`, which are tasks each; what there is an image for (see above)."""
+    `parts`, which are tasks each; what there is an image for: see `sparse_rows`."""
 
     rows: int
     columns: int
@@ -42,7 +42,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Plan:
-    """Where everything lies: see `Layout`."""
+    """Where everything lies, in words of 32 bits."""
 
     product: Product
     tile: Tile
