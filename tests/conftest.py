@@ -14,12 +14,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write golden files instead of comparing with them")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if item.get_closest_marker("deadlines"):
-            item.add_marker(pytest.mark.flaky(reruns=2, reruns_delay=5))
-
-
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
     """`golden("help/run.txt", text)`: the text must be that of tests/golden/help/run.txt."""

@@ -23,7 +23,6 @@ from tvmcompress.comparison import Comparison
 from tvmcompress.errors import MissingDependencyError
 from tvmcompress.target import Target
 
-pytestmark = pytest.mark.deadlines
 
 
 @pytest.fixture(scope="module")
