@@ -24,7 +24,6 @@ from tvmcompress.errors import MissingDependencyError
 from tvmcompress.target import Target
 
 
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("comparing")

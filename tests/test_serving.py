@@ -25,7 +25,6 @@ from tvmcompress.serving import front
 from tvmcompress.tunnels import Route
 from tvmcompress.wire import BoardError, Control, Tracker
 
-
 NONSENSE = [
     b"",
     b"\0" * 9,

@@ -160,11 +160,17 @@ def test_no_data_race(tmp_path):
 
 # In a process of its own: other tests leave threads behind, and collecting what they left ends some of them.
 DEPLOYMENTS = """
-import gc, os, sys
+import gc, os, sys, time
+import numpy as np
 import tvmcompress as tc
 
 def running():
     return len(os.listdir("/proc/self/task"))
+
+def must_be(count):  # a thread that has been joined is there for a moment longer
+    end = time.monotonic() + 10
+    while running() != count:
+        assert time.monotonic() < end, (running(), count)
 
 package = tc.compile(tc.load(sys.argv[1]), "native")
 x = {"input": np.random.default_rng(0).standard_normal((1, 3, 64, 64)).astype(np.float32)}

@@ -37,7 +37,6 @@ from tvmcompress.tuning.workshop import Workshop
 from tvmcompress.tuning_log import TuningLog
 from tvmcompress.wire import BoardError
 
-
 CRASHES = "__attribute__((constructor)) static void go(void) { *(volatile int *)8 = 1; }"
 HANGS = "__attribute__((constructor)) static void go(void) { for (;;) { } }"
 # Takes the listener down, as a kernel would that hangs the whole board: the session's parent dies.

@@ -16,7 +16,6 @@ import pytest
 from tests.networks import small
 from tvmcompress.tuning import children
 
-
 ROOT = Path(__file__).parents[2]
 
 
