@@ -51,7 +51,7 @@ def test_convolution_bias_relu_requantize() -> None:
     np.testing.assert_array_equal(graph.value(add.args[1]), by_hand)
     np.testing.assert_array_equal(graph.value(requantize.args[1].fields[1]), np.ones(6))  # 0.5 * 0.25 / 0.125
     (text,) = (f.script() for v, f in mod.functions_items() if "requantize" in v.name_hint)
-    assert "T.float32(7.0)" in text and "T.float32(255.0)" in text and "T.float32(0.0)" not in text
+    assert ", 7), 255)" in text
 
 
 def test_an_imported_bias_reaches_the_sums() -> None:

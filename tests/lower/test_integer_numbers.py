@@ -12,6 +12,7 @@ from tests.lower.tools import dequantized, quantized, random_bytes
 from tvmcompress.ir import graph, ops
 from tvmcompress.isa import isa_of
 from tvmcompress.lower import host
+from tvmcompress.lower.integer import integer
 from tvmcompress.target import Target
 
 F = np.float32
@@ -395,6 +396,54 @@ def test_products_at_the_edges_of_scales_and_zero_points(dtype: str, scale: floa
     for got, (kind, z) in zip(results, (("uint8", 0), ("uint8", 255), ("int8", -128))):
         np.testing.assert_array_equal(got, requantized(sums, factor, z, kind))
     np.testing.assert_array_equal(results[3], np.maximum(requantized(sums, factor, 127, "int8"), 127))
+
+
+@pytest.mark.parametrize("most", [1e-2, 1.0, 1e2, 1e9])
+@pytest.mark.parametrize("seed", range(2))
+def test_requantization_of_small_and_of_far_sums(most: float, seed: int) -> None:
+    """Rounded by an addition, or clipped as floats where that would not hold; factors that make ties among them."""
+    rng = np.random.default_rng(seed)
+    x, w = random_bytes((23, 17), "uint8", seed), random_bytes((17, 40), "int8", seed + 9)
+    scales = (np.geomspace(1e-6, most, 40) if seed else np.exp2(rng.integers(-12, np.log2(most) + 1, 40))).astype(F)
+
+    def body(rw, q):
+        taps = rw.emit(ops.dequantize(graph.const(w), scales, np.zeros(40), axis=1))
+        y = rw.emit(relax.op.matmul(dequantized(rw, q, 1.0, 100), taps))
+        return [quantized(rw, y, 1.0, z, kind) for kind, z in (("uint8", 1), ("int8", -3))]
+
+    mod = graph.program([("x", x.shape, "uint8")], body)
+    text = integer(mod).script()
+    assert ("T.round" in text) == (most > 1) and ("12582912" in text) == (most <= 1)
+    results = host.executor(mod)([x])
+    sums = (x.astype(np.int64) - 100) @ w.astype(np.int64)
+    for got, (kind, z) in zip(results, (("uint8", 1), ("int8", -3))):
+        np.testing.assert_array_equal(got, requantized(sums, scales, z, kind))
+
+
+@pytest.mark.parametrize("name", ["add", "subtract"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_residual_beside_a_products_sums(name: str, seed: int) -> None:
+    """sums * fa + (bytes * fb + start), rounded once each, no division: the formula that the kernel documents."""
+    if not isa_of(Target.load("native").to_tvm()).fused:
+        pytest.skip("this CPU has no fused multiply-add")
+    rng = np.random.default_rng(seed)
+    x, r, w = random_bytes((31, 12), "uint8", 1), random_bytes((31, 24), "uint8", 2), random_bytes((12, 24), "int8", 3)
+    scales = rng.uniform(1e-4, 1e-2, 24).astype(F)
+    (sx, sr, sy), (zx, zr, zy) = rng.uniform(0.01, 0.1, 3).astype(F), (int(z) for z in rng.integers(0, 256, 3))
+
+    def body(rw, q, p):
+        taps = rw.emit(ops.dequantize(graph.const(w), scales, np.zeros(24), axis=1))
+        y = rw.emit(relax.op.matmul(dequantized(rw, q, float(sx), zx), taps))
+        return [quantized(rw, rw.emit(getattr(relax.op, name)(y, dequantized(rw, p, float(sr), zr))), float(sy), zy)]
+
+    mod = graph.program([("x", x.shape, "uint8"), ("r", r.shape, "uint8")], body)
+    assert "quantized_add" in integer(mod).script() and "relax.quantize" not in integer(mod).script()
+    (got,) = host.executor(mod)([x, r])
+    fa, fb = ((np.float64(sx) * scales).astype(F) / sy).astype(F), (sr if name == "add" else -sr) / sy
+    sums = (x.astype(np.int64) - zx) @ w.astype(np.int64)
+    start = F(-np.float64(fb) * zr)
+    total = multiply_add(sums.astype(F), fa, multiply_add(r, fb, start))
+    np.testing.assert_array_equal(got, np.clip(np.rint(total) + zy, 0, 255).astype(np.uint8))
 
 
 def test_dynamic_quantization() -> None:

@@ -8,6 +8,7 @@ With groups, each group's output channels are padded to whole blocks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,7 +71,8 @@ def plan(conv: Conv2d, isa: Isa, data: str, weight: str, choices: Choices = untu
     outer, rows = conv.n * oh * conv.groups, dot.rows if dot else 1
     channels = conv.oc // conv.groups
     lanes = 0 if dot else lanes_for(isa, channels)
-    found = tiles(isa, ow, channels, outer, row_bytes, conv.groups > 1, rows, lanes)
+    steps = -(-conv.c // conv.groups // dot.depth) * math.prod(conv.kernel) if dot and is_integer(data) else 0
+    found = tiles(isa, ow, channels, outer, row_bytes, conv.groups > 1, rows, lanes, steps)
     if dot and dot.spaced:
         dot = dot.spaced(conv.strides[1])
     return planned(choices(key(conv, data))("tile", found), dot, data)
@@ -89,7 +91,7 @@ def operands(isa: Isa, data: str, weight: str, rows: int, k: int, whole: bool = 
 
     Of several the one that takes `rows` rows of length k in the fewest steps; `whole`: k is a multiple of its depth.
     """
-    integer = data.startswith(("int", "uint"))
+    integer = is_integer(data)
     if integer:
         wanted = isa.integer_data, weight
     else:
@@ -101,6 +103,10 @@ def operands(isa: Isa, data: str, weight: str, rows: int, k: int, whole: bool = 
     if integer:
         return None, "int16"
     return None, "float32" if data == "float16" and isa.widens else data
+
+
+def is_integer(dtype: str) -> bool:
+    return dtype.startswith(("int", "uint")) and dtype != BF16_BITS
 
 
 def planned(tile: Tile, dot: Dot | None, data: str) -> Plan:

@@ -124,9 +124,11 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     n, h, w, *several, c, c_inner, kh, kw = sch.get_loops(anchor)
     rows, columns, chunks = (generic.extent(sch, [loop]) for loop in (h, w, c))
     outputs, lanes = generic.extent(sch, several), generic.extent(sch, [c_inner])
+    # Requantizing is most of the work of integers: a fourth of the products are as much.
+    large = isa.cores > 1 and work >= (generic.PARALLEL_MACS // 4 if dot else generic.PARALLEL_MACS)
     height, chunk = 1, chunks
     if before:
-        tasks = 4 * isa.cores if isa.cores > 1 and work >= generic.PARALLEL_MACS else 1
+        tasks = 4 * isa.cores if large else 1
         window = generic.extent(sch, [kh]), int(facts["stride"])
         found = bands(isa, rows, chunks, *copies(sch, before, chunks), *window, tasks)
         height, chunk = choose("band", found)
@@ -145,7 +147,7 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
         _, inner = sch.split(sch.get_loops(block)[-1], [None, lanes * math.gcd(chunk, widest)])
         sch.vectorize(inner)
     if isa.cores > 1:
-        count = choose("tasks", first(3 if work >= generic.PARALLEL_MACS else 0, range(4)))
+        count = choose("tasks", first(3 if large else 0, range(4)))
         if count:
             sch.parallel(sch.fuse(*(n, h_band, c_band)[:count]))
     for loop in (kh, kw, w_inner, *several, c_vector):

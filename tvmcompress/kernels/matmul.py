@@ -15,7 +15,7 @@ from tvm import te, tirx
 
 from tvmcompress.isa import Isa
 from tvmcompress.kernels.choices import Choices, untuned
-from tvmcompress.kernels.conv2d import operands, planned, stored
+from tvmcompress.kernels.conv2d import is_integer, operands, planned, stored
 from tvmcompress.kernels.tile import Plan, attributes, crop, lanes_for, product, round_up, tiles
 
 
@@ -29,7 +29,9 @@ def plan(
 ) -> Plan:
     dot, data = operands(isa, data, weight, rows, k)
     lanes, step = (0, dot.rows) if dot else (lanes_for(isa, channels), 1)
-    found = tiles(isa, rows, channels, outer, k * tvm.DataType(data).bits // 8, step=step, lanes=lanes)
+    steps = -(-k // dot.depth) if dot and is_integer(data) else 0
+    row_bytes = k * tvm.DataType(data).bits // 8
+    found = tiles(isa, rows, channels, outer, row_bytes, step=step, lanes=lanes, steps=steps)
     return planned(choices(key(rows, k, channels, outer, data))("tile", found), dot, data)
 
 

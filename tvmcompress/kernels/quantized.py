@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from tvm import te, tirx
 from tvm.relax import BlockBuilder, Expr
 
 from tvmcompress.ir import graph
 
+# Added to a float of a magnitude up to LARGEST, it leaves no bits for a fraction: the sum is rounded half to even, and
+# its own bits count in steps of 1.
+ROUNDING = 3 << 22
+LARGEST = 1 << 21
 
-def _clip_cast(value, lo: int, hi: int, dtype: str):
-    """Clip in float32, where NaN and overflow cannot reach the conversion."""
-    low, high = tirx.const(lo, "float32"), tirx.const(hi, "float32")
-    return te.max(te.min(value, high), low).astype("int32").astype(dtype)
+
+def _quantized(value, zero: int, lo: int, hi: int, dtype: str, small: bool):
+    """clip(round_half_even(value) + zero, lo, hi) of a float32.
+
+    `small`, of a magnitude up to LARGEST: rounded by an addition, and what follows is done on integers, which takes
+    three instructions fewer. Else clipped in float32, where NaN and overflow cannot reach the conversion.
+    """
+    if not small:
+        low, high = tirx.const(lo, "float32"), tirx.const(hi, "float32")
+        whole = te.round(value) + tirx.const(zero, "float32")
+        return te.max(te.min(whole, high), low).astype("int32").astype(dtype)
+    bits = int(np.float32(ROUNDING).view(np.int32))
+    whole = tirx.reinterpret("int32", value + tirx.const(ROUNDING, "float32")) - tirx.const(bits - zero, "int32")
+    return te.min(te.max(whole, tirx.const(lo, "int32")), tirx.const(hi, "int32")).astype(dtype)
 
 
-def requantize(builder: BlockBuilder, acc: Expr, factor: np.ndarray, zero: int, lo: int, hi: int, dtype: str) -> Expr:
-    """clip(round_half_even(float32(acc) * factor) + zero, lo, hi); `factor` a scalar or one value for the last axis."""
+def requantize(
+    builder: BlockBuilder, acc: Expr, factor: np.ndarray, zero: int, lo: int, hi: int, dtype: str, small: bool = False
+) -> Expr:
+    """clip(round_half_even(float32(acc) * factor) + zero, lo, hi); `factor` a scalar or one value for the last axis.
+
+    `small`: no product is larger than LARGEST, whatever the input.
+    """
 
     def compute(x, m=None):
         def element(*i):
             scale = tirx.const(float(factor), "float32") if m is None else m[i[-1]]
-            return _clip_cast(te.round(x[i].astype("float32") * scale) + tirx.const(zero, "float32"), lo, hi, dtype)
+            return _quantized(fence(x[i].astype("float32") * scale), zero, lo, hi, dtype, small)
 
         return te.compute(x.shape, element, name="requantize")
 
@@ -30,22 +51,33 @@ def requantize(builder: BlockBuilder, acc: Expr, factor: np.ndarray, zero: int, 
     return builder.call_te(compute, acc, graph.const(factor), primfunc_name_hint="requantize")
 
 
-def add(builder: BlockBuilder, a: Expr, b: Expr, factors: tuple, start: float, lo: int, hi: int, fused: bool) -> Expr:
-    """clip(round_half_even(a * factors[0] + (b * factors[1] + start)), lo, hi), dtype and shape those of `a` and `b`.
+def add(
+    builder: BlockBuilder, terms: Sequence[tuple[Expr, np.ndarray]], start: float, zero: int, lo: int, hi: int,
+    dtype: str, fused: bool, small: bool,
+) -> Expr:  # fmt: skip
+    """clip(round_half_even(a * fa + (b * fb + start)) + zero, lo, hi) of two `terms`, integers of one shape, each with
+    its factor: a scalar or one value for the last axis.
 
-    With `fused` each product is added before it is rounded, by one instruction.
+    With `fused` each product is added before it is rounded, by one instruction. `small` as for `requantize`.
     """
-    first, second, start = (tirx.const(float(v), "float32") for v in (*factors, start))
-    dtype = graph.dtype(a)
+    (a, first), (b, second) = terms
+    vectors = [graph.const(factor) for factor in (first, second) if factor.ndim]
 
-    def compute(x, y):
+    def compute(x, y, *given):
+        tables = list(given)
+        factors = [tables.pop(0) if f.ndim else tirx.const(float(f), "float32") for f in (first, second)]
+
+        def term(index, q, factor, more):
+            by = factor[index[-1]] if isinstance(factor, te.Tensor) else factor
+            return multiply_add(q[index].astype("float32"), by, more, fused)
+
         def element(*i):
-            total = multiply_add(y[i].astype("float32"), second, start, fused)
-            return _clip_cast(te.round(multiply_add(x[i].astype("float32"), first, total, fused)), lo, hi, dtype)
+            total = term(i, x, factors[0], term(i, y, factors[1], tirx.const(start, "float32")))
+            return _quantized(total, zero, lo, hi, dtype, small)
 
         return te.compute(x.shape, element, name="add")
 
-    return builder.call_te(compute, a, b, primfunc_name_hint="quantized_add")
+    return builder.call_te(compute, a, b, *vectors, primfunc_name_hint="quantized_add")
 
 
 def affine(
@@ -61,8 +93,7 @@ def affine(
         def element(*i):
             real = (x[i].astype("int32") - zero).astype("float32") * tirx.const(float(scale), "float32")
             y = multiply_add(real, m[i[-1]], b[i[-1]], False)
-            whole = te.round(y / tirx.const(float(step), "float32"))
-            return _clip_cast(whole + tirx.const(z, "float32"), lo, hi, dtype)
+            return _quantized(y / tirx.const(float(step), "float32"), z, lo, hi, dtype, False)
 
         return te.compute(x.shape, element, name="affine")
 
@@ -72,12 +103,12 @@ def affine(
 def rescale(builder: BlockBuilder, q: Expr, scale: float, zero: int, out: tuple) -> Expr:
     """quantize(dequantize(q)); `out` as for `affine`."""
     step, z, lo, hi, dtype = out
+    small = 2**8 * float(scale) / float(step) <= LARGEST
 
     def compute(x):
         def element(*i):
             real = (x[i].astype("int32") - zero).astype("float32") * tirx.const(float(scale), "float32")
-            whole = te.round(real / tirx.const(float(step), "float32"))
-            return _clip_cast(whole + tirx.const(z, "float32"), lo, hi, dtype)
+            return _quantized(real / tirx.const(float(step), "float32"), z, lo, hi, dtype, small)
 
         return te.compute(x.shape, element, name="rescale")
 
@@ -88,7 +119,12 @@ def multiply_add(x, y, z, fused: bool):
     """x * y + z, rounded once when `fused`, else twice: LLVM would choose by what is around it."""
     if fused:
         return tirx.call_llvm_pure_intrin("float32", "llvm.fma", x, y, z)
-    return tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", x * y) + z
+    return fence(x * y) + z
+
+
+def fence(x):
+    """x, rounded before it is part of anything else."""
+    return tirx.call_llvm_pure_intrin("float32", "llvm.arithmetic.fence", x)
 
 
 def shift(builder: BlockBuilder, q: Expr, offset: int, dtype: str) -> Expr:

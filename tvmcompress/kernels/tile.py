@@ -24,6 +24,8 @@ from tvmcompress.kernels.choices import KEY, Choose, first
 PART = "part"  # the block that stands for some channels of an array
 GROUP = "group"  # the block that takes a group's channels out of a tile
 FEW_STEPS = 32  # elements of a reduction
+REQUANTIZE = 9  # instructions for each vector of int32 sums
+AHEAD = 128  # vector instructions that wait for their operands at a time
 LEAST_LANES = 4
 CACHE_WAY = 4096  # bytes: first-level caches are indexed by an address within a page, so a way is one page
 
@@ -87,6 +89,7 @@ def tiles(
     whole: bool = False,
     step: int = 1,
     lanes: int = 0,
+    steps: int = 0,
 ) -> list[Tile]:
     """Tiles by their estimated cycles for `outer` independent problems of rows x channels, the lowest first.
 
@@ -103,6 +106,9 @@ def tiles(
     needs as many registers of weights; and putting rows together costs an instruction.
 
     `lanes` of a vector of sums, all of a register unless told.
+
+    `steps` of the reduction, of integers: what follows it, the requantization of each vector of sums, then counts too.
+    It runs beside the next tile's products as far as the processor looks ahead, which is past a small tile's end alone.
     """
     lanes = lanes or isa.lanes
     found: list[tuple[float, Tile]] = []
@@ -122,14 +128,20 @@ def tiles(
             count = outer * math.ceil(rows / pixels) * math.ceil(channels / (vectors * lanes))
             sums = pixels * vectors + (pixels // step if step > 1 else 0)
             cost = max(sums, pixels + weights, latency if rows * channels > lanes else sums)
-            # Fewer, larger tiles amortise their prologue and epilogue.
+            # Fewer, larger tiles amortise their prologue and epilogue, and read the weights less often.
             total = count * (cost + 0.5)
+            if steps:
+                products, rest = steps * (cost + 0.5), REQUANTIZE / 2 * sums
+                seen = min(AHEAD / (steps * (sums + pixels + weights) + REQUANTIZE * sums), 1.0)
+                total = count * (products + rest - seen * min(products, rest))
             if isa.cores > 1 and count < isa.cores:
                 total *= isa.cores / max(count, 1)
             found.append((total, Tile(pixels, vectors, lanes)))
     if whole and not found:
-        return tiles(isa, rows, channels, outer, row_bytes, step=step, lanes=lanes)
-    return [tile for _, tile in sorted(found, key=lambda pair: pair[0])] or [Tile(step, 1, lanes)]
+        return tiles(isa, rows, channels, outer, row_bytes, step=step, lanes=lanes, steps=steps)
+    # Bytes of more vectors fill whole lines of the cache.
+    found.sort(key=lambda pair: (pair[0], -pair[1].vectors if steps else 0))
+    return [tile for _, tile in found] or [Tile(step, 1, lanes)]
 
 
 def parts(channels: int, block: int) -> bool:
@@ -279,13 +291,14 @@ def rows_first(sch: Schedule, anchor: SBlockRV, blocks: int, isa: Isa) -> bool:
     """Whether rows are outermost: a thread then writes whole rows, which the next kernel's same thread reads again.
 
     With channels outermost threads write neighbouring blocks, of bytes even parts of one line of the cache. But rows
-    read all weights for each tile: not where these are too much for the cache, nor for a few steps of a reduction.
+    read all weights for each tile: not where these are too much for the cache, the first one for a short reduction.
     """
     weight = sch.get(anchor).reads[1].source.ty
     _, vectors, lanes, *_ = (int(v) for v in sch.get(anchor).annotations["tile"])
     element, count = tvm.DataType(str(weight.dtype)).bits // 8, math.prod(int(d) for d in weight.shape)
     steps = count // (blocks * vectors * lanes)
-    return blocks > 1 and count * element <= isa.l2 * 3 // 4 and steps >= FEW_STEPS
+    few = isa.l1d // 4 if steps < FEW_STEPS else isa.l2 * 3 // 4
+    return blocks > 1 and count * element <= few
 
 
 def broadcast_from(sch: Schedule, after: list[SBlockRV]) -> tuple[list[SBlockRV], list[SBlockRV]]:
@@ -311,14 +324,16 @@ def interleave(sch: Schedule, anchor, rows: int, lanes: int) -> None:
 def whole_vectors(sch: Schedule, block, isa: Isa, lanes: int = 0) -> int:
     """The lanes of the vectors that a block writes: as many as make whole ones of the channels where that matters.
 
-    Floats may be written under a mask. Of narrower integers LLVM makes one element after the other instead.
+    Floats may be written under a mask. Of narrower integers LLVM makes one element after the other instead. Vectors
+    that lie across two of the sums' are put together in memory: then rather those of half the lanes.
     """
     lanes = lanes or isa.lanes
     written = sch.get(block).writes[0].source.ty
     channels = int(written.shape[-1])
     if isa.masked and str(written.dtype) == "float32":
         return lanes
-    return generic.whole_vector(channels, lanes) or lanes
+    found = generic.whole_vector(channels, lanes) or lanes
+    return lanes // 2 if lanes % found and channels > lanes and channels % (lanes // 2) == 0 else found
 
 
 def straight(sch: Schedule, block, loops: int, lanes: int = 0) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from tvmcompress.ir import graph
 from tvmcompress.ir.graph import Expr, Rewriter, op_name
 from tvmcompress.kernels import quantized
-from tvmcompress.lower.quantized_form import byte
+from tvmcompress.lower.quantized_form import byte, greatest, sums_of
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,33 @@ class Out:
 
 
 def add(rw: Rewriter, x: Expr, out: Out, fused: bool) -> Expr | None:
-    """a + b and a - b of two tensors of one shape; None where `x` is something else.
+    """a + b and a - b of two tensors of one shape, bytes or a product's sums; None where `x` is something else.
 
-    The formula of ONNX Runtime's QLinearAdd, bit by bit: with the ratios of the scales, and zero points in one number.
+    Of bytes the formula of ONNX Runtime's QLinearAdd, bit by bit: with the ratios of the scales, and zero points in one
+    number.
     """
     call = rw.definition(x)
     if call is None or op_name(call) not in ("relax.add", "relax.subtract"):
         return None
-    a, b = (byte(rw, operand) for operand in call.args)
-    if a is None or b is None or graph.shape(a.q) != graph.shape(b.q) or graph.dtype(a.q) != out.dtype:
+    a, b = (byte(rw, operand) or sums_of(rw, operand) for operand in call.args)
+    if a is None or b is None or graph.shape(a.q) != graph.shape(b.q):
         return None
     sign = np.float32(1 if op_name(call) == "relax.add" else -1)
-    factors = (a.scale / out.scale, sign * b.scale / out.scale)
-    far = factors[1] * np.float32(b.zero)
-    # With `fused` the first product is not rounded before it is added.
-    both = float(factors[0]) * int(a.zero) + float(far) if fused else factors[0] * np.float32(a.zero) + far
-    start = float(np.float32(out.zero) - np.float32(both))
-    return quantized.add(rw.builder, a.q, b.q, factors, start, out.low, out.high, fused)
+    factors = (np.asarray(a.scale / out.scale, np.float32), np.asarray(sign * b.scale / out.scale, np.float32))
+    if graph.dtype(a.q) == graph.dtype(b.q) == out.dtype:
+        far = factors[1] * np.float32(b.zero)
+        # With `fused` the first product is not rounded before it is added.
+        both = float(factors[0]) * int(a.zero) + float(far) if fused else factors[0] * np.float32(a.zero) + far
+        start, zero = float(np.float32(out.zero) - np.float32(both)), 0
+    elif "int32" in (graph.dtype(a.q), graph.dtype(b.q)):  # whose zero points are 0
+        parts = [float(f) * int(part.zero) for f, part in zip(factors, (a, b)) if part.per_tensor]
+        start, zero = float(np.float32(-sum(parts))), out.zero
+    else:
+        return None
+    most = greatest(rw, a.q) * abs(factors[0]) + greatest(rw, b.q) * abs(factors[1]) + abs(start)
+    small = bool(np.all(most <= quantized.LARGEST))
+    terms = [(part.q, factor) for part, factor in zip((a, b), factors)]
+    return quantized.add(rw.builder, terms, start, zero, out.low, out.high, out.dtype, fused, small)
 
 
 def affine(rw: Rewriter, x: Expr, out: Out) -> Expr | None:

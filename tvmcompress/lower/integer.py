@@ -22,7 +22,7 @@ from tvmcompress.ir.graph import Expr, Rewriter, op_name
 from tvmcompress.kernels import quantized
 from tvmcompress.lower import elementwise, integer_moves, tables
 from tvmcompress.lower.integer_products import Products
-from tvmcompress.lower.quantized_form import BYTES, LIMITS, byte, sums_of
+from tvmcompress.lower.quantized_form import BYTES, LIMITS, byte, greatest, sums_of
 
 
 class Integer:
@@ -67,7 +67,8 @@ class Integer:
         found = sums_of(rw, inner)
         if found is not None:
             factor = (found.scale.astype(np.float64) / np.float64(s)).astype(np.float32)
-            return rw.emit(quantized.requantize(rw.builder, found.q, factor, z, lo, hi, dtype), name)
+            small = bool(np.all(greatest(rw, found.q) * factor <= quantized.LARGEST))
+            return rw.emit(quantized.requantize(rw.builder, found.q, factor, z, lo, hi, dtype, small), name)
         found = byte(rw, inner)
         if found is not None:
             same = found.scale == s and int(found.zero) == z and graph.dtype(found.q) == dtype

@@ -76,3 +76,18 @@ def make(rw: Rewriter, q: Expr, like: Quantized, var: Var | None = None) -> Expr
     zero = graph.const(like.zero.astype(dtype)) if isinstance(like.zero, np.ndarray) else like.zero
     axis = -1 if like.axis is None else like.axis
     return rw.emit(relax.op.dequantize(q, scale, zero, axis), "" if var is None else var.name)
+
+
+def greatest(rw: Rewriter, q: Expr) -> np.ndarray:
+    """The greatest magnitude that bytes and a product's int32 sums can have, whatever the activations: of the sums one
+    for each value of the last axis; infinite where it is not known."""
+    if graph.dtype(q) in LIMITS:
+        return np.asarray(max(map(abs, LIMITS[graph.dtype(q)])), np.float64)
+    call = rw.definition(q)
+    name = op_name(call) if call is not None else ""
+    if name == "relax.add" and graph.is_const(call.args[1]) and graph.value(call.args[1]).ndim <= 1:
+        return greatest(rw, call.args[0]) + np.abs(graph.value(call.args[1]).astype(np.float64))
+    if name not in ("relax.nn.conv2d", "relax.matmul") or not graph.is_const(call.args[1]):
+        return np.asarray(np.inf)
+    weights = np.abs(graph.value(call.args[1]).astype(np.float64))
+    return greatest(rw, call.args[0]) * (weights.sum((1, 2, 3)) if name == "relax.nn.conv2d" else weights.sum(-2))
