@@ -10,7 +10,7 @@ from tvmcompress.isa import isa_of
 from tvmcompress.kernels import winograd, woven
 from tvmcompress.kernels.choices import Recorder, decided, nearest, untuned, written
 from tvmcompress.kernels.conv2d import Conv2d
-from tvmcompress.kernels.tile import Tile, tiles
+from tvmcompress.kernels.tiles import Product, Tile, tiles
 from tvmcompress.target import Target
 
 TARGET = Target.load("icelake-server")
@@ -32,13 +32,13 @@ def test_written_as_json() -> None:
 
 def test_every_candidate_can_be_told_from_the_others() -> None:
     conv = Conv2d(1, 56, 56, 64, 64, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
-    for candidates in (tiles(ISA, 56, 64, 56), winograd.plans(conv, ISA)):
+    for candidates in (tiles(ISA, Product(56, 64, outer=56)), winograd.plans(conv, ISA)):
         forms = [json.dumps(written(c), sort_keys=True) for c in candidates]
         assert len(set(forms)) == len(forms) > 4
 
 
 def test_recorded_and_replayed() -> None:
-    candidates = tiles(ISA, 56, 64, 56)
+    candidates = tiles(ISA, Product(56, 64, outer=56))
     recorder = Recorder(decided({"a": {"tile": written(candidates[5]), "tasks": 2}}))
     assert recorder("a")("tile", candidates) == candidates[5]
     assert recorder("a")("tasks", [3, 2, 1]) == 2

@@ -11,7 +11,7 @@ from tvm import relax
 from tests.lower.tools import assembly, build
 from tvmcompress.ir import graph
 from tvmcompress.isa import isa_of
-from tvmcompress.kernels.tile import lanes_for
+from tvmcompress.kernels.tiles import lanes_for
 from tvmcompress.target import Target
 
 TARGET = Target.load("icelake-server")

@@ -17,7 +17,8 @@ from tvm import te, tirx
 
 from tvmcompress.isa import BF16_BITS, Dot, Isa
 from tvmcompress.kernels.choices import Choices, untuned
-from tvmcompress.kernels.tile import Plan, Tile, attributes, crop, lanes_for, parts, product, round_up, tiles
+from tvmcompress.kernels.tile import Plan, attributes, crop, product
+from tvmcompress.kernels.tiles import Product, Tile, lanes_for, parts, round_up, tiles
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,22 @@ def plan(conv: Conv2d, isa: Isa, data: str, weight: str, choices: Choices = untu
     """Integers use the dot product when the weights fit it."""
     oh, ow = conv.out
     dot, data = instruction(conv, isa, data, weight)
-    row_bytes = conv.c * conv.strides[1] * tvm.DataType(data).bits // 8
-    outer, rows = conv.n * oh * conv.groups, dot.rows if dot else 1
-    channels = conv.oc // conv.groups
-    lanes = 0 if dot else lanes_for(isa, channels)
-    steps = -(-conv.c // conv.groups // dot.depth) * math.prod(conv.kernel) if dot and is_integer(data) else 0
-    found = tiles(isa, ow, channels, outer, row_bytes, conv.groups > 1, rows, lanes, steps)
+    size, group = tvm.DataType(data).bits // 8, conv.c // conv.groups
+    depth = dot.depth if dot else 1
+    in_place = not any(conv.padding) and group % depth == 0
+    wanted = Product(
+        rows=ow,
+        channels=conv.oc // conv.groups,
+        steps=math.prod(conv.kernel) * -(-group // depth),
+        outer=conv.n * oh * conv.groups,
+        pitch=conv.c * conv.strides[1] * size,
+        copied=conv.n * conv.h * conv.w * conv.c * size if in_place else 0,
+        bytes=dot is not None and is_integer(data),
+        whole=conv.groups > 1,
+        taken=dot.rows if dot else 1,
+        lanes=0 if dot else lanes_for(isa, conv.oc // conv.groups),
+    )
+    found = tiles(isa, wanted)
     if dot and dot.spaced:
         dot = dot.spaced(conv.strides[1])
     return planned(choices(key(conv, data))("tile", found), dot, data)

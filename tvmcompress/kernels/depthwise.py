@@ -19,7 +19,8 @@ from tvmcompress.isa import Isa
 from tvmcompress.kernels import FAMILY, MACS, generic
 from tvmcompress.kernels.choices import KEY, Choose, first
 from tvmcompress.kernels.conv2d import Conv2d, key
-from tvmcompress.kernels.tile import lanes_for, round_up, straight, whole_vectors
+from tvmcompress.kernels.tile import straight, whole_vectors
+from tvmcompress.kernels.tiles import lanes_for, round_up
 
 CACHE_LINE = 64  # bytes
 

@@ -13,10 +13,11 @@ import numpy as np
 import tvm
 from tvm import te, tirx
 
-from tvmcompress.isa import Isa
+from tvmcompress.isa import Dot, Isa
 from tvmcompress.kernels.choices import Choices, untuned
 from tvmcompress.kernels.conv2d import is_integer, operands, planned, stored
-from tvmcompress.kernels.tile import Plan, attributes, crop, lanes_for, product, round_up, tiles
+from tvmcompress.kernels.tile import Plan, attributes, crop, product
+from tvmcompress.kernels.tiles import Product, lanes_for, round_up, tiles
 
 
 def key(rows: int, k: int, channels: int, outer: int, data: str) -> str:
@@ -28,11 +29,27 @@ def plan(
     rows: int, k: int, channels: int, outer: int, isa: Isa, data: str, weight: str, choices: Choices = untuned
 ) -> Plan:
     dot, data = operands(isa, data, weight, rows, k)
-    lanes, step = (0, dot.rows) if dot else (lanes_for(isa, channels), 1)
-    steps = -(-k // dot.depth) if dot and is_integer(data) else 0
-    row_bytes = k * tvm.DataType(data).bits // 8
-    found = tiles(isa, rows, channels, outer, row_bytes, step=step, lanes=lanes, steps=steps)
+    pitch = k * tvm.DataType(data).bits // 8
+    found = tiles(isa, wanted(rows, k, channels, outer, isa, data, dot, pitch))
     return planned(choices(key(rows, k, channels, outer, data))("tile", found), dot, data)
+
+
+def wanted(
+    rows: int, k: int, channels: int, outer: int, isa: Isa, data: str, dot: Dot | None, pitch: int = 0
+) -> Product:
+    """`pitch` as in Product; 0 where the left side is no tensor that may be copied."""
+    depth = dot.depth if dot else 1
+    return Product(
+        rows=rows,
+        channels=channels,
+        steps=-(-k // depth),
+        outer=outer,
+        pitch=pitch,
+        copied=outer * rows * pitch if k % depth == 0 else 0,
+        bytes=dot is not None and is_integer(data),
+        taken=dot.rows if dot else 1,
+        lanes=0 if dot else lanes_for(isa, channels),
+    )
 
 
 def pack(weight: np.ndarray, p: Plan) -> np.ndarray:
@@ -88,8 +105,7 @@ def compute(x: te.Tensor, weight: te.Tensor, n: int, p: Plan) -> te.Tensor:
 def plan_batched(rows: int, k: int, channels: int, outer: int, isa: Isa, data: str, choices: Choices = untuned) -> Plan:
     """For two live operands; floats only. The dot product takes whole steps of its depth."""
     dot, data = operands(isa, data, data, rows, k, whole=True)
-    lanes, step = (0, dot.rows) if dot else (lanes_for(isa, channels), 1)
-    found = tiles(isa, rows, channels, outer, step=step, lanes=lanes)
+    found = tiles(isa, wanted(rows, k, channels, outer, isa, data, dot))
     return planned(choices(key(rows, k, channels, outer, data))("tile", found), dot, data)
 
 

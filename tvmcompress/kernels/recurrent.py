@@ -27,7 +27,8 @@ from tvm.tirx import PrimFunc
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import FAMILY, MACS
 from tvmcompress.kernels.conv2d import operands, planned
-from tvmcompress.kernels.tile import Plan, Tile, round_up
+from tvmcompress.kernels.tile import Plan
+from tvmcompress.kernels.tiles import Tile, round_up
 
 LAYER = """
 @T.prim_func(private=True, s_tir=True)

@@ -41,7 +41,8 @@ from tvmcompress.kernels.sparse import (
     result_axes,
     wide,
 )
-from tvmcompress.kernels.tile import broadcast_from, round_up, straight, whole_vectors
+from tvmcompress.kernels.tile import broadcast_from, straight, whole_vectors
+from tvmcompress.kernels.tiles import round_up
 
 NAME = "sparse_blocks"
 COPY, COPIED = 4000, 3  # cycles of a pass over an image, and of each of its vectors

@@ -22,7 +22,7 @@ from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.generic import power_of_two
 from tvmcompress.kernels.sparse import Product, Streams, as_read, coarse, narrow
 from tvmcompress.kernels.sparse_blocks import Plan, source
-from tvmcompress.kernels.tile import round_up
+from tvmcompress.kernels.tiles import round_up
 
 LEAST = 4  # the smallest M
 ALIKE = 1.1  # times the density that N:M allows: of two so close the smaller M is told

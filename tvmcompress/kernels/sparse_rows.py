@@ -41,7 +41,8 @@ from tvmcompress.kernels.sparse import (
     wide,
 )
 from tvmcompress.kernels.sparse_rows_plan import PLANES, STEP, Plan, name_of
-from tvmcompress.kernels.tile import broadcast_from, round_up, whole_vectors
+from tvmcompress.kernels.tile import broadcast_from, whole_vectors
+from tvmcompress.kernels.tiles import round_up
 
 NAME = "sparse_rows"
 

@@ -10,7 +10,7 @@ from tvmcompress.isa import Isa
 from tvmcompress.kernels.choices import Choices, untuned
 from tvmcompress.kernels.conv2d import Conv2d, key
 from tvmcompress.kernels.sparse import Product
-from tvmcompress.kernels.tile import round_up
+from tvmcompress.kernels.tiles import round_up
 
 PIXELS, PLANES = "pixels", "planes"  # layouts: (n, h, w, channels) and (n, channels, h * w)
 CHUNKS = (64, 32, 16)  # outputs, whose sums wait in the cache to be transposed

@@ -20,28 +20,11 @@ from tvm.s_tir.schedule import SBlockRV
 from tvmcompress.isa import BF16_BITS, Isa
 from tvmcompress.kernels import FAMILY, MACS, generic
 from tvmcompress.kernels.choices import KEY, Choose, first
+from tvmcompress.kernels.tiles import Tile
 
 PART = "part"  # the block that stands for some channels of an array
 GROUP = "group"  # the block that takes a group's channels out of a tile
 FEW_STEPS = 32  # elements of a reduction
-REQUANTIZE = 9  # instructions for each vector of int32 sums
-AHEAD = 128  # vector instructions that wait for their operands at a time
-LEAST_LANES = 4
-CACHE_WAY = 4096  # bytes: first-level caches are indexed by an address within a page, so a way is one page
-
-
-@dataclass(frozen=True)
-class Tile:
-    """`pixels` rows by `vectors` registers of `lanes` sums."""
-
-    pixels: int
-    vectors: int
-    lanes: int
-
-    @property
-    def block(self) -> int:
-        """Output channels of one tile."""
-        return self.vectors * self.lanes
 
 
 @dataclass(frozen=True)
@@ -62,91 +45,6 @@ class Plan:
     def blocks(self, channels: int) -> int:
         """Blocks that so many channels make."""
         return -(-channels // self.tile.block)
-
-
-def round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
-def lanes_for(isa: Isa, channels: int) -> int:
-    """Lanes of vectors for so many channels: half of a register, or a quarter, where these are enough.
-
-    An instruction takes no longer for shorter vectors, and half as long where registers are wider than the arithmetic;
-    and copies that are padded to whole vectors are as much smaller.
-    """
-    lanes = isa.lanes
-    while lanes > LEAST_LANES and 2 * channels <= lanes:
-        lanes //= 2
-    return lanes
-
-
-def tiles(
-    isa: Isa,
-    rows: int,
-    channels: int,
-    outer: int = 1,
-    row_bytes: int = 0,
-    whole: bool = False,
-    step: int = 1,
-    lanes: int = 0,
-    steps: int = 0,
-) -> list[Tile]:
-    """Tiles by their estimated cycles for `outer` independent problems of rows x channels, the lowest first.
-
-    A tile of p x n vectors costs p*n multiply-adds on two ports and p broadcasts + n loads on two load ports each step
-    of the reduction, at least as many steps as hide the latency of a multiply-add; edges waste what they pad. One
-    register holds the broadcast and n hold the weights.
-
-    Rows lie `row_bytes` apart. Where that is a multiple of a cache way's size they all share one set, so only as many
-    rows as leave some of its ways to the weights.
-
-    `whole` asks for tiles of which a whole number makes `channels`, or one all of them, where registers permit.
-
-    `step`: how many rows an instruction takes at a time. It then takes as many fewer channels, so that a vector of sums
-    needs as many registers of weights; and putting rows together costs an instruction.
-
-    `lanes` of a vector of sums, all of a register unless told.
-
-    `steps` of the reduction, of integers: what follows it, the requantization of each vector of sums, then counts too.
-    It runs beside the next tile's products as far as the processor looks ahead, which is past a small tile's end alone.
-    """
-    lanes = lanes or isa.lanes
-    found: list[tuple[float, Tile]] = []
-    latency = 8  # multiply-adds in flight that keep two ports busy
-    most = rows
-    if row_bytes and row_bytes % CACHE_WAY == 0:
-        most = min(rows, max(isa.l1d // CACHE_WAY * 2 // 3, 1))
-    for vectors in range(1, isa.registers // 2 if whole else 9):
-        if vectors > 1 and (vectors - 1) * lanes >= channels:
-            break
-        if whole and not parts(channels, vectors * lanes):
-            continue
-        weights = vectors * step
-        for pixels in range(step, min(round_up(most, step), isa.registers) + 1, step):
-            if pixels * vectors + weights + 1 > isa.registers:
-                break
-            count = outer * math.ceil(rows / pixels) * math.ceil(channels / (vectors * lanes))
-            sums = pixels * vectors + (pixels // step if step > 1 else 0)
-            cost = max(sums, pixels + weights, latency if rows * channels > lanes else sums)
-            # Fewer, larger tiles amortise their prologue and epilogue, and read the weights less often.
-            total = count * (cost + 0.5)
-            if steps:
-                products, rest = steps * (cost + 0.5), REQUANTIZE / 2 * sums
-                seen = min(AHEAD / (steps * (sums + pixels + weights) + REQUANTIZE * sums), 1.0)
-                total = count * (products + rest - seen * min(products, rest))
-            if isa.cores > 1 and count < isa.cores:
-                total *= isa.cores / max(count, 1)
-            found.append((total, Tile(pixels, vectors, lanes)))
-    if whole and not found:
-        return tiles(isa, rows, channels, outer, row_bytes, step=step, lanes=lanes, steps=steps)
-    # Bytes of more vectors fill whole lines of the cache.
-    found.sort(key=lambda pair: (pair[0], -pair[1].vectors if steps else 0))
-    return [tile for _, tile in found] or [Tile(step, 1, lanes)]
-
-
-def parts(channels: int, block: int) -> bool:
-    """Whether blocks hang over the channels of a group only when there is one block."""
-    return block >= channels or channels % block == 0
 
 
 def attributes(key: str, macs: int, plan: Plan, outer: int, apart: bool = False) -> dict:

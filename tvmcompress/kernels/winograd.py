@@ -24,7 +24,8 @@ from tvmcompress.isa import Isa
 from tvmcompress.kernels import FAMILY, MACS, generic
 from tvmcompress.kernels.choices import KEY, Choices, Choose, untuned
 from tvmcompress.kernels.conv2d import Conv2d, key
-from tvmcompress.kernels.tile import Tile, round_up, straight
+from tvmcompress.kernels.tile import straight
+from tvmcompress.kernels.tiles import Tile, round_up
 
 OUT, PATCH, KERNEL = 4, 6, 3
 # The points are 0, A, -A, B, -B and infinity; all powers and products below are exact in float32.

@@ -19,7 +19,7 @@ from tvmcompress.isa.intrinsics import dot_of_word, word
 from tvmcompress.kernels import FAMILY, MACS
 from tvmcompress.kernels.choices import KEY, Choices, untuned
 from tvmcompress.kernels.conv2d import Conv2d, key
-from tvmcompress.kernels.tile import round_up
+from tvmcompress.kernels.tiles import round_up
 
 GROUP = 6  # products that making a vector of groups takes as long as
 

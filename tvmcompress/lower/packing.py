@@ -10,7 +10,7 @@ from tvmcompress.isa import Isa
 from tvmcompress.kernels import conv2d as conv_kernel
 from tvmcompress.kernels import winograd
 from tvmcompress.kernels.conv2d import Conv2d
-from tvmcompress.kernels.tile import lanes_for, round_up
+from tvmcompress.kernels.tiles import lanes_for, round_up
 
 
 def pad_to(rw: Rewriter, expr: Expr, dims: tuple[int, ...]) -> Expr:

@@ -26,7 +26,7 @@ from tvmcompress.kernels.choices import Choices
 from tvmcompress.kernels.conv2d import Conv2d, key
 from tvmcompress.kernels.sparse import Product, Streams, by_depth, product
 from tvmcompress.kernels.sparse_rows_plan import PLANES
-from tvmcompress.kernels.tile import lanes_for, round_up
+from tvmcompress.kernels.tiles import lanes_for, round_up
 
 POLICIES = ("faster", "smaller", "always", "never")
 MOVES = ("relax.reshape", "relax.permute_dims", "relax.strided_slice")
