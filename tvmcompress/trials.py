@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -45,7 +46,7 @@ class Trial:
         """The median; infinity for a trial that failed."""
         return median(self.times_ms) if self.status == "ok" and self.times_ms else float("inf")
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         return digest(self.decisions)
 

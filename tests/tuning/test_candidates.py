@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from tvmcompress.kernels.choices import Question
-from tvmcompress.trials import digest
+from tvmcompress.trials import Trial, digest
 from tvmcompress.tuning.candidates import Space
 from tvmcompress.tuning.cost_model import LEAST, CostModel
+from tvmcompress.tuning.kernel import BESIDE, Kernel
+from tvmcompress.tuning.tasks import Task
 
 ASKED = {
     "tile": Question(tuple({"pixels": p, "vectors": v} for p in range(1, 9) for v in (1, 2, 4)), 0),
@@ -67,3 +70,20 @@ def test_the_model_finds_what_is_fast() -> None:
     others = [made.random(rng) for _ in range(200)]
     scores = model.predict([made.features(one) for one in others])
     assert np.corrcoef(scores, [speed(one) for one in others])[0, 1] > 0.9
+
+
+def test_times_are_compared_with_the_untuned_form_beside_them() -> None:
+    """A batch of a slow while: twice the times, which say nothing of its candidates."""
+
+    def trial(number: int, ms: float, beside: float | None = None) -> Trial:
+        conditions = {} if beside is None else {BESIDE: beside}
+        return Trial("t", "w", "b", "v", {"number": number}, "ok", (ms,), conditions=conditions)
+
+    failed = Trial("t", "w", "b", "v", {"number": 9}, "run_crash", conditions={BESIDE: 1.0})
+    quick, slow = [trial(1, 0.9, 1.0), trial(2, 1.1, 1.0)], [trial(3, 1.6, 2.0), trial(4, 1.9, 2.0)]
+    kernel = Kernel(Task("w", None, 1, 1), trials=[trial(0, 1.0), *quick, *slow, failed], untuned={"number": 0})  # type: ignore[arg-type]
+    assert kernel.start == 1.5  # the median of 1 and 2
+    assert [t.decisions["number"] for t in kernel.good()] == [3, 1, 4, 0, 2]
+    assert kernel.best == pytest.approx(1.2)
+    assert kernel.finalists() == [{"number": 3}, {"number": 1}, {"number": 4}]
+    assert np.isinf(kernel.times()[failed.digest])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from statistics import median
 
 import numpy as np
 
@@ -11,10 +12,11 @@ from tvmcompress.trials import Trial, digest
 from tvmcompress.tuning.candidates import Space
 from tvmcompress.tuning.generic_space import TraceSpace
 from tvmcompress.tuning.tasks import Task
-from tvmcompress.tuning.workshop import Workshop
+from tvmcompress.tuning.workshop import Built, Workshop
 
 FINALISTS = 3
 GAIN = 0.01  # of a kernel's time: less is noise
+BESIDE = "untuned_ms"  # in a trial's conditions: what the untuned form took just before
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Kernel:
     aliases: dict[str, str] = field(default_factory=dict)  # digests of proposals, and of what they came out as
     seeds: list[Decisions] = field(default_factory=list)  # to be tried before all others
     untuned: Decisions | None = None
+    form: Built | None = None  # the untuned one, which is timed again beside each batch
     idle: int = 0  # batches since the last gain
     gained: float = 1.0  # share of its time that the last batches gained
     ended: str = ""
@@ -47,24 +50,40 @@ class Kernel:
     @property
     def tried(self) -> bool:
         """Whether its untuned form was measured, whatever came of it."""
-        return self.untuned is not None and digest(self.untuned) in self.known
+        return self.untuned is not None and self.first in self.known
 
     @property
     def best(self) -> float:
         """ms of one call."""
-        return min((trial.ms for trial in self.trials), default=float("inf"))
+        return min(self.times().values(), default=float("inf"))
+
+    @property
+    def first(self) -> str:
+        """The digest of the untuned form."""
+        return digest(self.untuned) if self.untuned is not None else ""
 
     @property
     def start(self) -> float:
-        """ms of one call, untuned."""
-        first = digest(self.untuned) if self.untuned is not None else ""
-        return next((trial.ms for trial in self.trials if trial.digest == first), float("inf"))
+        """ms of one call, untuned: the median of all times that it was measured."""
+        first = self.first
+        alone = next((trial.ms for trial in self.trials if trial.digest == first), float("inf"))
+        return median({alone, *(t.conditions[BESIDE] for t in self.trials if BESIDE in t.conditions)})
+
+    def times(self) -> dict[str, float]:
+        """ms of one call of each trial, by its digest, as if the untuned form had then taken its usual time: a machine
+        that others share is now quick and now slow, for longer than a batch takes."""
+        start = self.start
+        found = {t.digest: t.ms * start / t.conditions[BESIDE] if BESIDE in t.conditions else t.ms for t in self.trials}
+        return found | {self.first: start} if self.first in found else found
+
+    def good(self) -> list[Trial]:
+        """What was right, the fastest first."""
+        times = self.times()
+        return sorted((t for t in self.trials if t.status == "ok"), key=lambda t: times[t.digest])
 
     def finalists(self) -> list[Decisions]:
         """The best few that are not the untuned form."""
-        good = sorted((t for t in self.trials if t.status == "ok"), key=lambda t: t.ms)
-        first = digest(self.untuned) if self.untuned is not None else ""
-        return [dict(t.decisions) for t in good[:FINALISTS] if t.digest != first]
+        return [dict(t.decisions) for t in self.good()[:FINALISTS] if t.digest != self.first]
 
     def total(self, ms: float) -> float:
         """ms of a run of the model that this kernel takes."""

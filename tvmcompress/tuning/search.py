@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from tvmcompress.trials import PASSING, Trial, digest
 from tvmcompress.tuning.bench import Bench, Job
 from tvmcompress.tuning.children import Outcome
 from tvmcompress.tuning.cost_model import CostModel
-from tvmcompress.tuning.kernel import GAIN, Kernel, Place, space_of
+from tvmcompress.tuning.kernel import BESIDE, GAIN, Kernel, Place, space_of
 from tvmcompress.tuning.tasks import Task
 from tvmcompress.tuning.whole import Whole
 from tvmcompress.tuning.workshop import Built, Workshop
@@ -28,6 +29,7 @@ from tvmcompress.tuning_log import TuningLog
 BATCH = 8
 POOL = 96  # proposals of which the cost model picks a batch
 BLIND = 2  # of a batch, taken at random instead
+NOTHING: Mapping[str, float] = MappingProxyType({})
 FLAT = 3  # batches without a gain after which a kernel is left alone
 
 # What a trial is called for what came of its measurement.
@@ -96,10 +98,7 @@ class Search:
             for kernel, outcome in zip(some, self.workshop.build_untuned(tasks)):
                 if not kernel.ended and self.first(kernel, outcome):
                     fresh.append((kernel, outcome.value))
-            room = max(self.limit - self.count, 0)
-            self.measure(fresh[:room])
-            for _, built in fresh[room:]:
-                self.workshop.forget(built)
+            self.measure(fresh[: max(self.limit - self.count, 0)])
             for kernel in some:
                 if not kernel.ended and not np.isfinite(kernel.start):
                     kernel.ended = "its untuned form fails" if kernel.tried else "there was no time for it"
@@ -119,10 +118,8 @@ class Search:
         built: Built = outcome.value
         kernel.untuned = built.decisions
         kernel.space.learn(built.asked)
-        if digest(built.decisions) not in kernel.known:
-            return True
-        self.workshop.forget(built)
-        return False
+        kernel.form = built
+        return digest(built.decisions) not in kernel.known
 
     def next(self) -> Kernel | None:
         """The kernel that promises the greatest gain; None when none promises more than `until`."""
@@ -155,7 +152,7 @@ class Search:
                 self.workshop.forget(built)
             else:
                 fresh[digest(built.decisions)] = built
-        self.measure([(kernel, built) for built in fresh.values()])
+        self.measure([(kernel, built) for built in fresh.values()], self.beside(kernel) if fresh else {})
         gain = 1 - kernel.best / before if np.isfinite(before) else 0.0
         kernel.gained = 0.5 * kernel.gained + 0.5 * max(gain, 0.0)
         kernel.idle = 0 if gain > GAIN else kernel.idle + 1
@@ -165,12 +162,11 @@ class Search:
 
     def choose(self, kernel: Kernel) -> list[Decisions]:
         """A batch that was never tried: what the cost model likes best of many proposals, and a few at random."""
-        good = sorted((t for t in kernel.trials if t.status == "ok"), key=lambda t: t.ms)[:5]
         count = min(max(BATCH, 2 * self.bench.at_once), self.limit - self.count)
         if kernel.seeds:
             some, kernel.seeds = kernel.seeds[:count], kernel.seeds[count:]
             return some
-        pool = kernel.space.propose([dict(t.decisions) for t in good], POOL, kernel.known, self.rng)
+        pool = kernel.space.propose([dict(t.decisions) for t in kernel.good()[:5]], POOL, kernel.known, self.rng)
         self.learn()
         scores = self.model.predict([self.features(kernel, one) for one in pool]) if pool else None
         if scores is None:
@@ -183,18 +179,31 @@ class Search:
     def learn(self) -> None:
         rows, speeds = [], []
         for kernel in self.kernels:
+            times, best = kernel.times(), kernel.best
             for trial in kernel.trials:
                 rows.append(self.features(kernel, trial.decisions))
-                speeds.append(kernel.best / trial.ms if np.isfinite(kernel.best) else 0.0)
+                speeds.append(best / times[trial.digest] if np.isfinite(best) else 0.0)
         self.model.fit(rows, speeds)
 
     def features(self, kernel: Kernel, decisions: Mapping[str, Any]) -> dict[str, float]:
         facts = {"macs": np.log2(1 + kernel.task.macs), "integers": float("int8" in kernel.task.workload)}
         return kernel.space.features(dict(decisions)) | facts
 
-    def measure(self, fresh: Sequence[tuple[Kernel, Built]]) -> None:
+    def beside(self, kernel: Kernel) -> dict[str, float]:
+        """The untuned form once more, just before a batch: no trial, but what the batch is compared with."""
+        assert kernel.form is not None
+        begun = time.monotonic()
+        job = Job(kernel.task, [kernel.form], self.workshop.references[kernel.task.workload])
+        found = [float(np.median(ran.value[0])) for _, ran in self.bench.measure([job]) if ran.status == "ok"]
+        self.measuring_s += time.monotonic() - begun
+        return {BESIDE: found[0]} if found else {}
+
+    def measure(
+        self, fresh: Sequence[tuple[Kernel, Built]], beside: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
         """Times what was built, and writes each trial down before the next ends, whatever came of it; also what is
-        still out when this is stopped, by an interrupt or because time or trials are used up."""
+        still out when this is stopped, by an interrupt or because time or trials are used up. `beside` goes into the
+        conditions of each."""
         jobs = [Job(kernel.task, [built], self.workshop.references[kernel.task.workload]) for kernel, built in fresh]
         out, begun = dict(enumerate(fresh)), time.monotonic()
         try:
@@ -202,7 +211,9 @@ class Search:
                 for index, ran in running:
                     kernel, built = fresh[index]
                     times = ran.value[0] if ran.status == "ok" else []
-                    self.note(kernel, built.decisions, STATUS[ran.status], times, ran.error, ran.conditions)
+                    self.note(
+                        kernel, built.decisions, STATUS[ran.status], times, ran.error, {**ran.conditions, **beside}
+                    )
                     del out[index]
                     if self.over:
                         break
@@ -212,8 +223,9 @@ class Search:
             raise
         finally:
             self.measuring_s += time.monotonic() - begun
-            for _, built in fresh:
-                self.workshop.forget(built)
+            for kernel, built in fresh:
+                if built is not kernel.form:
+                    self.workshop.forget(built)
 
     def note(
         self, kernel: Kernel, decisions: Decisions, status: str, times: Sequence[float] = (), error: str = "",

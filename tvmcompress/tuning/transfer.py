@@ -78,7 +78,7 @@ class Transfer:
         """
         measured = helped = took = 0
         for kernel in kernels:
-            times = {trial.digest: trial.ms for trial in kernel.trials}
+            times = kernel.times()
             first = digest(kernel.untuned) if kernel.untuned is not None else ""
             after: dict[str, int] = {}
             for seed in self.seeds.get(kernel.task.workload, ()):
