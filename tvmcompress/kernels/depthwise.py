@@ -125,8 +125,8 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     n, h, w, *several, c, c_inner, kh, kw = sch.get_loops(anchor)
     rows, columns, chunks = (generic.extent(sch, [loop]) for loop in (h, w, c))
     outputs, lanes = generic.extent(sch, several), generic.extent(sch, [c_inner])
-    # Requantizing is most of the work of integers: a fourth of the products are as much.
-    large = isa.cores > 1 and work >= (generic.PARALLEL_MACS // 4 if dot else generic.PARALLEL_MACS)
+    # Loads, and the epilogue, are more work than the few products.
+    large = isa.cores > 1 and work >= generic.PARALLEL_MACS // 4
     height, chunk = 1, chunks
     if before:
         tasks = 4 * isa.cores if large else 1

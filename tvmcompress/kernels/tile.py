@@ -195,7 +195,7 @@ def rows_first(sch: Schedule, anchor: SBlockRV, blocks: int, isa: Isa) -> bool:
     _, vectors, lanes, *_ = (int(v) for v in sch.get(anchor).annotations["tile"])
     element, count = tvm.DataType(str(weight.dtype)).bits // 8, math.prod(int(d) for d in weight.shape)
     steps = count // (blocks * vectors * lanes)
-    few = isa.l1d // 4 if steps < FEW_STEPS else isa.l2 * 3 // 4
+    few = isa.l1d // 2 if steps < FEW_STEPS else isa.l2 * 3 // 4
     return blocks > 1 and count * element <= few
 
 
