@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from scripts.benchmark import __main__ as bench
-from scripts.benchmark import layers, tables
+from scripts.benchmark import layers, sparse_layers, tables
 from scripts.benchmark.layers import Layer
 from tests import networks
 
@@ -121,3 +121,18 @@ def test_everything_is_written_from_stored_figures(result, pictures, tmp_path, m
     readme = (tmp_path / "README.md").read_text()
     assert readme.startswith("before\n") and readme.endswith("\nafter\n")
     assert ("old" not in readme) == ("networks" in result)
+
+
+def test_products_of_a_network():
+    found = sparse_layers.products_of(networks.encoder(tokens=16, dim=32, heads=4, depth=1))
+    assert {(p.depth, p.out) for p in found} == {(32, 32), (32, 128), (128, 32)} and {p.rows for p in found} == {16}
+    (again,) = sparse_layers.products_of(sparse_layers.Product(7, 32, 96).model())
+    assert again == sparse_layers.Product(7, 32, 96) and again.macs == 7 * 32 * 96
+
+
+def test_single_sparse_layers_against_the_bar():
+    row = {"layer": "1x1 64→256 56²", "networks": ["resnet50"], "family": "sparse_rows", "peak_gmacs": 200.0}
+    rows = [row | {"ms": {"dense": 0.4, "sparse": 0.1}, "of_peak": share} for share in (4.5, 2.0)]
+    text = sparse_layers.table({"machine": "m", "threads": 2, "recipe": "prune90", "sparse_layers": rows})
+    assert "| 4.00 | 4.50 | sparse_rows | resnet50 |" in text
+    assert text.endswith("1 of 2 reach 3 times the peak; geometric mean 3.00.")

@@ -4,6 +4,7 @@
     scripts/bench --networks resnet18    some networks
     scripts/bench --times                only latencies, of more networks, against the other runtimes
     scripts/bench --kernels              single convolutions, as shares of the processor's peak
+    scripts/bench --sparse-layers        single layers with a tenth of their weights, as multiples of the dense peak
     scripts/bench --compressed           recipes side by side: size, speed and error of each
     scripts/bench --memory               also loading, compressing and compiling a model of 400 MB
     scripts/bench --readme               write the tables into README.md
@@ -21,7 +22,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from scripts.benchmark import compressed, layers, memory, network, tables
+from scripts.benchmark import compressed, layers, memory, network, sparse_layers, tables
 from scripts.benchmark.subjects import MORE, USUAL
 from tvmcompress import cpu
 
@@ -35,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--networks", help=f"default: {USUAL}; with --kernels: {layers.NETWORKS}")
     made.add_argument("--times", action="store_true", help=f"only latencies; default networks also {MORE}")
     made.add_argument("--kernels", action="store_true", help="only single convolutions")
+    made.add_argument("--sparse-layers", action="store_true", help="only single 1x1 convolutions and products, pruned")
+    made.add_argument("--recipe", default="prune90", help="with --sparse-layers")
     made.add_argument("--compressed", action="store_true", help="only recipes side by side")
     made.add_argument("--recipes", default=compressed.RECIPES, help="with --compressed")
     made.add_argument("--ours", action="store_true", help="with --compressed: without the other runtimes")
@@ -54,6 +57,11 @@ def measure(options: argparse.Namespace) -> dict:
         if options.kernels:
             names = (options.networks or layers.NETWORKS).split(",")
             result["layers"] = layers.measure(Path(folder), names, show)
+            return result
+        if options.sparse_layers:
+            names = (options.networks or sparse_layers.NETWORKS).split(",")
+            result["recipe"] = options.recipe
+            result["sparse_layers"] = sparse_layers.measure(Path(folder), names, options.recipe, show)
             return result
         if options.compressed:
             result["compressed"] = []
@@ -94,7 +102,7 @@ def draw(result: dict, path: Path) -> None:
     """Charts beside the JSON at `path`."""
     from scripts.benchmark import chart
 
-    if "compressed" in result:
+    if "compressed" in result or "sparse_layers" in result:
         return
     if "layers" in result:
         chart.layers(result, path.with_suffix(".png"))
@@ -107,14 +115,17 @@ def draw(result: dict, path: Path) -> None:
 def text_of(result: dict) -> str:
     if "compressed" in result:
         return compressed.table(result)
+    if "sparse_layers" in result:
+        return sparse_layers.table(result)
     return tables.layers(result) if "layers" in result else tables.table(result)
 
 
 def main() -> None:
     options = parser().parse_args()
     result = json.loads(options.stored.read_text()) if options.stored else measure(options)
-    single = "layers" in result or "compressed" in result
-    kind = "kernels" if "layers" in result else "compressed" if single else "bench"
+    kinds = {"layers": "kernels", "sparse_layers": "sparse-layers", "compressed": "compressed"}
+    kind = next((name for key, name in kinds.items() if key in result), "bench")
+    single = kind != "bench"
     path = options.json or options.stored or ROOT / "build" / f"{kind}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
@@ -123,7 +134,7 @@ def main() -> None:
     whole = text if single else f"{text}\n\n{tables.kernels(result)}".rstrip()
     path.with_suffix(".md").write_text(whole + "\n")
     draw(result, path)
-    if options.readme and "layers" not in result:
+    if options.readme and kind in ("bench", "compressed"):
         write_readme(text, RECIPES if single else MARKERS)
 
 

@@ -36,6 +36,10 @@ class Layer:
         stride = f" /{self.stride}" if self.stride > 1 else ""
         return f"{self.kernel}x{self.kernel} {self.channels}→{self.out} {self.size}²{stride}"
 
+    @property
+    def macs(self) -> int:
+        return (-(-self.size // self.stride) * self.kernel) ** 2 * self.channels * self.out
+
     def model(self) -> onnx.ModelProto:
         net = networks.Net()
         y = net.conv("input", self.channels, self.out, self.kernel, self.stride)
@@ -43,8 +47,8 @@ class Layer:
         return net.model((1, self.channels, self.size, self.size), y, (1, self.out, size, size))
 
 
-def layers_of(proto: onnx.ModelProto) -> set[Layer]:
-    """Of one image; shapes are inferred."""
+def layers_of(proto: onnx.ModelProto, least: int = LEAST_CHANNELS) -> set[Layer]:
+    """Of one image, with at least so many channels; shapes are inferred."""
     proto = onnx.shape_inference.infer_shapes(proto)
     values = [*proto.graph.input, *proto.graph.value_info, *proto.graph.output]
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
@@ -57,7 +61,7 @@ def layers_of(proto: onnx.ModelProto) -> set[Layer]:
         out, channels, *kernel = weights[node.input[1]]
         size, strides = shapes[node.input[0]][2:], given.get("strides", [1, 1])
         square = size[0] == size[1] and strides[0] == strides[1] and len(size) == 2
-        if square and kernel in ([1, 1], [3, 3]) and min(out, channels) >= LEAST_CHANNELS:
+        if square and kernel in ([1, 1], [3, 3]) and min(out, channels) >= least:
             found.add(Layer(kernel[0], size[0], channels, out, strides[0]))
     return found
 

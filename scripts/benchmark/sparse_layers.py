@@ -1,0 +1,107 @@
+"""Single layers with few weights left: every distinct 1x1 convolution and matrix product of some networks, dense and
+pruned, as a share of the processor's dense peak. The products counted are those of the dense layer. The times are those
+of the kernels alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+import tvmcompress as tc
+from scripts.benchmark.layers import PROFILE_S, Layer, layers_of
+from scripts.benchmark.subjects import network
+from tests import networks
+from tvmcompress import cpu
+
+NETWORKS = "resnet50,mobilenet_v2,encoder"
+BAR = 3.0  # times the dense peak
+
+
+@dataclass(frozen=True, order=True)
+class Product:
+    """`rows` x `depth` times constant `depth` x `out`."""
+
+    rows: int
+    depth: int
+    out: int
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.depth} to {self.out}"
+
+    @property
+    def macs(self) -> int:
+        return self.rows * self.depth * self.out
+
+    def model(self) -> onnx.ModelProto:
+        net = networks.Net()
+        weight = net.rng.standard_normal((self.depth, self.out)).astype(np.float32) / np.float32(np.sqrt(self.depth))
+        y = net.node("MatMul", ["input", net.weight(weight)])
+        return net.model((self.rows, self.depth), y, (self.rows, self.out))
+
+
+def products_of(proto: onnx.ModelProto) -> set[Product]:
+    """Those with constant right sides; shapes are inferred."""
+    proto = onnx.shape_inference.infer_shapes(proto)
+    values = [*proto.graph.input, *proto.graph.value_info, *proto.graph.output]
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+    weights = {w.name: list(w.dims) for w in proto.graph.initializer}
+    found = set()
+    for node in proto.graph.node:
+        if node.op_type in ("MatMul", "Gemm") and len(weights.get(node.input[1], ())) == 2:
+            *rows, depth = shapes[node.input[0]]
+            found.add(Product(int(np.prod(rows)), depth, int(np.prod(weights[node.input[1]])) // depth))
+    return found
+
+
+def measure(folder: Path, names: list[str], recipe: str, told: Callable[[dict], None]) -> list[dict]:
+    """A row for each layer; `told` gets it as soon as it is there."""
+    users: dict[Layer | Product, list[str]] = {}
+    for name in names:
+        proto = network(name)
+        for layer in [*(one for one in layers_of(proto, 1) if one.kernel == 1), *products_of(proto)]:
+            users.setdefault(layer, []).append(name)
+    rows = []
+    for layer in sorted(users, key=lambda one: (type(one).__name__, astuple(one))):
+        rows.append({"layer": str(layer), "networks": users[layer], **one(layer, recipe, folder)})
+        told(rows[-1])
+    return rows
+
+
+def one(layer: Layer | Product, recipe: str, folder: Path) -> dict:
+    """ms of the kernel dense and pruned, what became of it, and its share of the dense peak."""
+    path = folder / "layer.onnx"
+    onnx.save(layer.model(), path)
+    model, native, ms, kind = tc.load(path), tc.Target.load("native"), {}, {}
+    for key, source in (("dense", model), ("sparse", tc.compress(model, recipe))):
+        tc.compile(source, native).save(folder / "layer.tar")
+        profile = tc.deploy(folder / "layer.tar", threads=cpu.usable()).profile(budget_s=PROFILE_S)
+        (row,) = (kernel for kernel in profile.kernels if "macs" in kernel)
+        ms[key], kind[key] = row["ms"], row["family"]
+        peak = profile.peaks["float32"]["gmacs"]
+    share = layer.macs / ms["sparse"] / 1e6 / peak
+    return {"ms": ms, "family": kind["sparse"], "of_peak": share, "peak_gmacs": peak}
+
+
+def table(result: dict) -> str:
+    rows = result["sparse_layers"]
+    lines = [
+        f"{result['machine']}, {result['threads']} threads, batch 1, float32: kernels alone; {result['recipe']}.",
+        "",
+        "| layer | dense ms | sparse ms | faster | dense products, of the dense peak | kernel | networks |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        dense, sparse = row["ms"]["dense"], row["ms"]["sparse"]
+        lines.append(
+            f"| {row['layer']} | {dense:.4f} | {sparse:.4f} | {dense / sparse:.2f} | {row['of_peak']:.2f} | "
+            f"{row['family']} | {', '.join(row['networks'])} |"
+        )
+    shares = [row["of_peak"] for row in rows]
+    met = sum(share >= BAR for share in shares)
+    mean = float(np.exp(np.mean(np.log(shares))))
+    return "\n".join([*lines, "", f"{met} of {len(rows)} reach {BAR:g} times the peak; geometric mean {mean:.2f}."])
