@@ -49,10 +49,7 @@ class Layer:
 
 def layers_of(proto: onnx.ModelProto, least: int = LEAST_CHANNELS) -> set[Layer]:
     """Of one image, with at least so many channels; shapes are inferred."""
-    proto = onnx.shape_inference.infer_shapes(proto)
-    values = [*proto.graph.input, *proto.graph.value_info, *proto.graph.output]
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
-    weights = {w.name: list(w.dims) for w in proto.graph.initializer}
+    shapes, weights = shapes_of(proto)
     found = set()
     for node in proto.graph.node:
         given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
@@ -64,6 +61,14 @@ def layers_of(proto: onnx.ModelProto, least: int = LEAST_CHANNELS) -> set[Layer]
         if square and kernel in ([1, 1], [3, 3]) and min(out, channels) >= least:
             found.add(Layer(kernel[0], size[0], channels, out, strides[0]))
     return found
+
+
+def shapes_of(proto: onnx.ModelProto) -> tuple[dict[str, list[int]], dict[str, list[int]]]:
+    """Of activations, inferred, and of weights."""
+    graph = onnx.shape_inference.infer_shapes(proto).graph
+    values = [*graph.input, *graph.value_info, *graph.output]
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+    return shapes, {w.name: list(w.dims) for w in graph.initializer}
 
 
 def measure(folder: Path, names: list[str], told: Callable[[dict], None]) -> list[dict]:

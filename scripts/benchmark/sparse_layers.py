@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 
 import tvmcompress as tc
-from scripts.benchmark.layers import PROFILE_S, Layer, layers_of
+from scripts.benchmark.layers import PROFILE_S, Layer, layers_of, shapes_of
 from scripts.benchmark.subjects import network
 from tests import networks
 from tvmcompress import cpu
@@ -46,10 +46,7 @@ class Product:
 
 def products_of(proto: onnx.ModelProto) -> set[Product]:
     """Those with constant right sides; shapes are inferred."""
-    proto = onnx.shape_inference.infer_shapes(proto)
-    values = [*proto.graph.input, *proto.graph.value_info, *proto.graph.output]
-    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
-    weights = {w.name: list(w.dims) for w in proto.graph.initializer}
+    shapes, weights = shapes_of(proto)
     found = set()
     for node in proto.graph.node:
         if node.op_type in ("MatMul", "Gemm") and len(weights.get(node.input[1], ())) == 2:
@@ -78,7 +75,7 @@ def one(layer: Layer | Product, recipe: str, folder: Path) -> dict:
     onnx.save(layer.model(), path)
     model, native, ms, kind = tc.load(path), tc.Target.load("native"), {}, {}
     steps = tc.Recipe.load(recipe)  # which would leave dense what reads the model's input
-    passes = (replace(one, skip_first=False) if hasattr(one, "skip_first") else one for one in steps.passes)
+    passes = (replace(p, skip_first=False) if hasattr(p, "skip_first") else p for p in steps.passes)
     pruned = tc.compress(model, replace(steps, passes=tuple(passes)))
     for key, source in (("dense", model), ("sparse", pruned)):
         tc.compile(source, native).save(folder / "layer.tar")

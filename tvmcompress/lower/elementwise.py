@@ -1,4 +1,5 @@
-"""Sums and batch norms of 8-bit tensors, rounded as ONNX Runtime rounds them: kernels for what `quantize` ends."""
+"""Sums and batch norms of 8-bit tensors, rounded as ONNX Runtime rounds them, and sums of these with what a product
+gives: kernels for what `quantize` ends."""
 
 from __future__ import annotations
 

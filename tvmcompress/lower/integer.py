@@ -3,6 +3,7 @@
     conv2d(dequantize(q, sx, zx), dequantize(W, sw)) -> dequantize(conv2d_i32(pad(q, zx), W) - zx * sum(W), sx * sw)
     add(dequantize(i32, s), bias)                    -> dequantize(i32 + round(bias / s), s)
     quantize(relu(dequantize(i32, s)), sy, zy)       -> requantize(i32, s / sy, zy, clip at zy)
+    quantize(dequantize(i32, s) + real(q, t), sy)    -> clip(round(i32 * (s / sy) + q * (t / sy)))
     move(dequantize(q, s, z))                        -> dequantize(move(q), s, z)        reshape, max_pool, pad …
     quantize(f(dequantize(q, s, z)), sy, zy)         -> table[q]                         f element-wise: 256 entries
 

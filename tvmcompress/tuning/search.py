@@ -10,7 +10,6 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,6 @@ from tvmcompress.tuning_log import TuningLog
 BATCH = 8
 POOL = 96  # proposals of which the cost model picks a batch
 BLIND = 2  # of a batch, taken at random instead
-NOTHING: Mapping[str, float] = MappingProxyType({})
 FLAT = 3  # batches without a gain after which a kernel is left alone
 
 # What a trial is called for what came of its measurement.
@@ -152,7 +150,7 @@ class Search:
                 self.workshop.forget(built)
             else:
                 fresh[digest(built.decisions)] = built
-        self.measure([(kernel, built) for built in fresh.values()], self.beside(kernel) if fresh else {})
+        self.measure([(kernel, built) for built in fresh.values()], self.beside(kernel) if fresh else None)
         gain = 1 - kernel.best / before if np.isfinite(before) else 0.0
         kernel.gained = 0.5 * kernel.gained + 0.5 * max(gain, 0.0)
         kernel.idle = 0 if gain > GAIN else kernel.idle + 1
@@ -198,9 +196,7 @@ class Search:
         self.measuring_s += time.monotonic() - begun
         return {BESIDE: found[0]} if found else {}
 
-    def measure(
-        self, fresh: Sequence[tuple[Kernel, Built]], beside: Mapping[str, float] = MappingProxyType({})
-    ) -> None:
+    def measure(self, fresh: Sequence[tuple[Kernel, Built]], beside: Mapping[str, float] | None = None) -> None:
         """Times what was built, and writes each trial down before the next ends, whatever came of it; also what is
         still out when this is stopped, by an interrupt or because time or trials are used up. `beside` goes into the
         conditions of each."""
@@ -211,9 +207,8 @@ class Search:
                 for index, ran in running:
                     kernel, built = fresh[index]
                     times = ran.value[0] if ran.status == "ok" else []
-                    self.note(
-                        kernel, built.decisions, STATUS[ran.status], times, ran.error, {**ran.conditions, **beside}
-                    )
+                    conditions = {**ran.conditions, **(beside or {})}
+                    self.note(kernel, built.decisions, STATUS[ran.status], times, ran.error, conditions)
                     del out[index]
                     if self.over:
                         break

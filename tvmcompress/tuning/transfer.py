@@ -79,11 +79,10 @@ class Transfer:
         measured = helped = took = 0
         for kernel in kernels:
             times = kernel.times()
-            first = digest(kernel.untuned) if kernel.untuned is not None else ""
             after: dict[str, int] = {}
             for seed in self.seeds.get(kernel.task.workload, ()):
                 own = kernel.aliases.get(digest(seed.decisions), digest(seed.decisions))
-                if own in times and own != first and own not in self.before[kernel.task.workload]:
+                if own in times and own != kernel.first and own not in self.before[kernel.task.workload]:
                     after[own] = min(seed.after, after.get(own, seed.after))
             measured += len(after)
             good = [n for own, n in after.items() if times[own] <= (1 + ALIKE) * kernel.best]
