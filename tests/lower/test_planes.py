@@ -10,7 +10,10 @@ from tvm import relax
 from tests.lower.test_sparse import built, calls, normal, pruned, results, rows_of
 from tests.lower.tools import need
 from tvmcompress.ir import evaluate, graph
+from tvmcompress.isa import isa_of
 from tvmcompress.lower import sparse
+from tvmcompress.lower.pipeline import lower
+from tvmcompress.target import Target
 
 op, nn = relax.op, relax.op.nn
 X86 = ("native", "x86-64-v3", "x86-64-v2")
@@ -122,21 +125,54 @@ def test_padding_by_an_operator():
 
 
 def test_what_a_dense_layer_reads_stays_pixels():
+    """What the program itself gives and wants is planes."""
     dense = normal(5, 8, 8, 1, 1)
 
     def body(rw, x):
         x = rw.emit(nn.relu(conv(rw, x, 1, 8)))
         return [conv(rw, x, 2, 8), rw.emit(nn.conv2d(x, graph.const(dense)))]
 
-    agree(graph.program([("x", (1, 8, 6, 9), "float32")], body), planes=0)
+    keys = agree(graph.program([("x", (1, 8, 6, 9), "float32")], body))
+    assert sorted(key.split(" pad ")[1] for key in keys) == ["0,0,0,0 pixels planes", "0,0,0,0 planes pixels"]
 
 
-def test_results_of_the_program_stay_pixels():
+def test_inputs_and_results_with_channels_first_are_planes():
+    """Nothing is left to transpose, be it read once more or a result twice."""
+
     def body(rw, x):
-        x = rw.emit(nn.relu(conv(rw, x, 1, 8)))
-        return [conv(rw, x, 2, 8), x]
+        y = rw.emit(nn.relu(conv(rw, rw.emit(nn.relu(x)), 1, 8, 3, 2, 1)))
+        return [conv(rw, y, 2, 8), y, x]
 
-    agree(graph.program([("x", (1, 8, 6, 9), "float32")], body), planes=0)
+    module, seen = graph.program([("x", (2, 8, 16, 9), "float32")], body), {}
+    agree(module, planes=2)
+    target = Target.load("native")
+    lower(module, target.to_tvm(), isa_of(target.to_tvm()), seen.__setitem__, keep=sparse.Keep("always"))
+    assert not [v.name_hint for v in seen["fuse"].get_global_vars() if "transpose" in v.name_hint]
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_tokens(first):
+    """(n, tokens, channels), unless the program turns them round; a dense layer reads some of the input, too."""
+    weights = [graph.const(pruned(seed, 40, 24, 1, 1)[:, :, 0, 0].T) for seed in (1, 2)]
+
+    def body(rw, x):
+        x = rw.emit(op.permute_dims(x, [0, 2, 1])) if first else x
+        found = [rw.emit(nn.relu(rw.emit(op.matmul(x, weight)))) for weight in weights]
+        return [rw.emit(op.permute_dims(y, [0, 2, 1])) if first else y for y in found]
+
+    shape = (1, 24, 35) if first else (1, 35, 24)
+    agree(graph.program([("x", shape, "float32")], body), planes=2 * first)
+
+
+def test_results_with_channels_last_stay_pixels():
+    weight = graph.const(pruned(1, 40, 24, 1, 1)[:, :, 0, 0].T)
+
+    def body(rw, x):
+        y = rw.emit(op.matmul(rw.emit(op.permute_dims(x, [0, 2, 1])), weight))
+        return [y, rw.emit(op.permute_dims(y, [0, 2, 1]))]
+
+    (key,) = agree(graph.program([("x", (1, 24, 35), "float32")], body))
+    assert key.endswith("planes pixels")
 
 
 def test_gates_of_channels():

@@ -3,7 +3,8 @@
     y = relu(sparse(x) + b)    ->    y' = relu(sparse(x') + b')        y[n, p, c] = y'[n, c, p]
 
 Only where every maker and every reader goes along: what is connected by element-wise operators is planes as a whole, or
-not at all. Shapes are (n, …, channels), with pixels or tokens in between.
+not at all. Where the program itself has channels first, as its inputs and results often do, planes are what is there.
+Shapes are (n, …, channels), with pixels or tokens in between.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tvmcompress.ir.graph import Expr, Rewriter, Var, op_name
 from tvmcompress.lower.channels_last import ELEMENTWISE
 
 MEAN = "relax.mean"
+PERMUTE = "relax.permute_dims"
 
 
 def in_planes(mod: tvm.IRModule, data_of: Callable[[Var, Expr], list[Var]]) -> set[Var]:
@@ -28,14 +30,16 @@ def in_planes(mod: tvm.IRModule, data_of: Callable[[Var, Expr], list[Var]]) -> s
     results = {var for result in graph.results(mod) for var in relax.analysis.free_vars(result)}
     layers = {var: data for var, expr in definitions.items() if (data := data_of(var, expr))}
     along = {var for var, expr in definitions.items() if goes_along(var, expr)}
-    links: dict[Var, set[Var]] = {var: set() for var in (*layers, *along)}
+    turned = {var for var, expr in definitions.items() if to_last(expr)}
+    wanted = layers.keys() | {var for data in layers.values() for var in data}
+    links: dict[Var, set[Var]] = {var: set() for var in (*layers, *along, *turned)}
     for var in along:
         for other in alike(var, definitions[var]):
             links[var].add(other)
             links.setdefault(other, set()).add(var)
 
     def fits(var: Var) -> bool:
-        made = var in layers or var in along
+        made = var in layers or var in along or var in turned
         return made and var not in results and all(reads(reader, var) for reader in readers.get(var, []))
 
     def reads(reader: Var, var: Var) -> bool:
@@ -44,11 +48,12 @@ def in_planes(mod: tvm.IRModule, data_of: Callable[[Var, Expr], list[Var]]) -> s
         if reader in along:
             return var in alike(reader, definitions[reader])
         padded = readers.get(reader, []) and all(reader in layers.get(v, []) for v in readers[reader])
-        return var in layers.get(reader, []) or bool(padded) or averages(reader, definitions[reader])
+        gone = averages(reader, definitions[reader]) or to_first(definitions[reader])
+        return var in layers.get(reader, []) or bool(padded) or gone
 
     found: set[Var] = set()
     for group in components(links):
-        if group & layers.keys() and all(fits(var) for var in group):
+        if group & wanted and all(fits(var) for var in group):
             found |= group
     return found
 
@@ -107,6 +112,23 @@ def averages(var: Var, expr: Expr) -> bool:
     return rank > 2 and sorted(int(a) % rank for a in expr.attrs.axis) == list(range(1, rank - 1))
 
 
+def to_last(expr: Expr) -> bool:
+    """Whether it puts channels last that were behind the images."""
+    return permutes(expr, lambda rank: [0, *range(2, rank), 1])
+
+
+def to_first(expr: Expr) -> bool:
+    """Whether it puts channels behind the images that were last."""
+    return permutes(expr, lambda rank: [0, rank - 1, *range(1, rank - 1)])
+
+
+def permutes(expr: Expr, axes: Callable[[int], list[int]]) -> bool:
+    if op_name(expr) != PERMUTE or expr.attrs.axes is None or not graph.has_static_shape(expr.args[0]):
+        return False
+    rank = len(graph.shape(expr.args[0]))
+    return rank > 2 and [int(a) % rank for a in expr.attrs.axes] == axes(rank)
+
+
 class Views:
     """Writes the new program: each expression that is planes has a view of the old shape, which nothing reads in the
     end."""
@@ -119,6 +141,11 @@ class Views:
         if var in self.members and op_name(expr) in ELEMENTWISE:
             args = [self.operand(rw, a, var) for a in expr.args]
             return self.view(rw, relax.Call(expr.op, args, expr.attrs, expr.ty_args), var)
+        if var in self.members and op_name(expr) == PERMUTE:
+            n, *pixels, channels = graph.shape(var)
+            return self.view(rw, relax.op.reshape(expr.args[0], (n, channels, prod(pixels))), var)
+        if to_first(expr) and expr.args[0] in self.planes:
+            return relax.op.reshape(self.planes[expr.args[0]], graph.shape(var))
         if op_name(expr) == MEAN and expr.args[0] in self.planes:
             return relax.op.reshape(rw.emit(relax.op.mean(self.planes[expr.args[0]], [2])), graph.shape(var))
         return None
