@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -92,7 +94,7 @@ def from_rows(streams: Streams, p: sparse_rows_plan.Plan) -> np.ndarray:
         j = int(first) * sparse_rows_plan.STEP
         for many, row in slots:
             for _ in range(int(many) * sparse_rows_plan.STEP):
-                s, tap_row, tap_column = taps[int(streams.offsets[j])]
+                s, tap_row, tap_column = taps[int(streams.offsets[j]) * p.unit]
                 c = (part * p.tile.slice + s) * depth
                 dense[chunk * p.chunk + row, c : c + depth, tap_row, tap_column] += values[j]
                 j += 1
@@ -155,6 +157,29 @@ def test_rows_come_back(layer, name, kinds, data):
     p = sparse_rows_plan.Plan(how, tile, conv)
     streams = sparse_rows_lists.pack(stored(weight, kinds[1]), p)
     np.testing.assert_array_equal(from_rows(streams, p), weight)
+
+
+def test_planes_are_read_as_they_lie():
+    """Offsets count vectors; two slices of the channels, of which the second is not full."""
+    conv, isa = Conv2d(1, 1, 48, 40, 5, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)), ISAS["x86-64-v4"]
+    weight = np.random.default_rng(0).integers(-2, 2, (5, 40, 1, 1)).astype(np.float32)
+    how = product(conv, isa, "float32", "float32")
+    tiles = [t for t in sparse_rows_plan.tiles(conv, isa, how) if t.images == sparse_rows_plan.NONE]
+    assert {t.columns for t in tiles} == {16, 48}  # whole vectors, and tiles that fill the row
+    p = sparse_rows_plan.Plan(how, next(t for t in tiles if t.slice == 32), conv)
+    assert (p.plane, p.unit) == (48, 16)
+    streams = sparse_rows_lists.pack(weight, p)
+    assert set(streams.offsets) == {3 * channel for channel in range(32)}
+    np.testing.assert_array_equal(from_rows(streams, p), weight)
+
+
+@pytest.mark.parametrize("change", [{"w": 40}, {"h": 3}, {"padding": (0, 1, 0, 1)}, {"kernel": (1, 3)}])
+def test_planes_that_have_to_be_copied(change):
+    conv, isa = Conv2d(1, 1, 48, 40, 5, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)), ISAS["x86-64-v4"]
+    conv = replace(conv, **change)
+    made = sparse_rows_plan.tiles(conv, isa, product(conv, isa, "float32", "float32"))
+    assert {t.images for t in made if t.columns % 16} <= {"remainders", "columns", "taps"}
+    assert change == {"w": 40} or sparse_rows_plan.NONE not in {t.images for t in made}
 
 
 def test_channels_that_only_fill_up_another_instruction():

@@ -11,6 +11,7 @@ from tests.lower.test_sparse import built, calls, normal, pruned, results, rows_
 from tests.lower.tools import need
 from tvmcompress.ir import evaluate, graph
 from tvmcompress.isa import isa_of
+from tvmcompress.kernels import sparse_rows_plan
 from tvmcompress.lower import sparse
 from tvmcompress.lower.pipeline import lower
 from tvmcompress.target import Target
@@ -103,6 +104,30 @@ def test_every_form_of_layer(layer, name):
         return [conv(rw, rw.emit(nn.relu(x)), 3, 12)]
 
     agree(graph.program([("x", (2, 4, *size), "float32")], body), name, 3)
+
+
+@pytest.mark.parametrize("name", X86)
+@pytest.mark.parametrize("size", [(4, 4), (8, 12), (16, 20), (32, 32)], ids=str)
+@pytest.mark.parametrize("least", [0, 1])
+def test_without_a_copy(size, name, least, monkeypatch):
+    """Of tiles that are read as they lie the first, and the last one with several slices."""
+    need(name)
+    every = sparse_rows_plan.ranked
+
+    def lying(*given):
+        if given[-2] != sparse_rows_plan.PLANES:
+            return every(*given)
+        found = [tile for tile in every(*given) if tile.images == sparse_rows_plan.NONE]
+        assert found
+        return found[:1] if least == 0 else [tile for tile in found if tile.slice < 70][-1:]
+
+    monkeypatch.setattr(sparse_rows_plan, "ranked", lying)
+
+    def body(rw, x):
+        x = rw.emit(nn.relu(bias(rw, conv(rw, x, 1, 70), 1)))
+        return [conv(rw, rw.emit(op.add(x, rw.emit(nn.relu(conv(rw, x, 2, 70))))), 3, 12)]
+
+    agree(graph.program([("x", (2, 70, *size), "float32")], body), name, 3)
 
 
 def test_rows_too_long_for_a_tile_stay_pixels():

@@ -94,6 +94,15 @@ def test_bytes_with_zeros_anywhere_are_groups(isa, least):
     assert decided(emptied(PLAIN, 0.1, (1, 1)), isa=isa)[1]["format"] == "rows"  # floats are not
 
 
+@pytest.mark.parametrize("isa", ["znver4", "x86-64-v3"])
+@pytest.mark.parametrize("size", [(2048, 1000), (1280, 1000)])
+def test_a_single_row_is_groups(isa, size):
+    """A row of pixels would fill one lane of a vector. What is larger than the cache is a matter of bytes, too."""
+    conv = Conv2d(1, 1, 1, *size, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
+    kernel, row = decided(emptied(conv, 0.1, (1, 1)), isa=isa, conv=conv)
+    assert kernel is not None and row["format"].endswith(" groups") and row["blocks"] < 0.4
+
+
 @pytest.mark.parametrize(
     "weight, keep, kinds, conv, why",
     [

@@ -52,7 +52,7 @@ def found(model: tc.Model, name: str = "native") -> list:
 
 
 @pytest.mark.parametrize("network", ["resnet18", "shuffle", "transformer"])
-@pytest.mark.parametrize("recipe", ["", "int8"])
+@pytest.mark.parametrize("recipe", ["", "int8", "prune90"])
 def test_every_product_of_a_network_is_a_task(network: str, recipe: str, tmp_path) -> None:
     options = {"resnet18": (64,), "transformer": (32, 8, 64, 2, 2, 10)}
     proto = getattr(networks, network)(*options.get(network, ()))

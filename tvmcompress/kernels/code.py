@@ -142,15 +142,18 @@ class Picked:
         return f.new(f"call {words.vector} @{self.pick.function}({arguments})")
 
 
-def rows(words: Words, vectors: int, step: int, index: str, more: bool, lines: int = 0) -> Function:
+def rows(
+    words: Words, vectors: int, step: int, index: str, more: bool, lines: int = 0, unit: int = 1
+) -> Function:  # fmt: skip
     """Sums of rows of outputs: for each, weights times vectors of pixels.
 
-    `step` weights at a time; offsets are integers of type `index`. `more`: sums are added to. Arguments: tile, values,
+    `step` weights at a time; offsets are integers of type `index` that count `unit` words. `more`: sums are added to. Arguments: tile, values,
     offsets, counts (of weights of a row, and which row it is), how many rows, where the first weight is, sums of the
     first row and of the second; weights are counted in steps. With `lines` two more, for what is fetched with each row:
     so many lines of the cache, see AHEAD.
     """
     name = f"tvmcompress_rows_{words.tag}_{vectors}_{step}_{index}_{'more' if more else 'first'}"
+    name += f"_by_{unit}" if unit > 1 else ""
     name += f"_{lines}{AHEAD}" if lines else ""
     arrays = [f"ptr noalias %{name}" for name in ("tile", "values", "offsets", "counts")]
     ahead = ["ptr %ahead", "i64 %pitch"] if lines else []
@@ -192,7 +195,8 @@ def rows(words: Words, vectors: int, step: int, index: str, more: bool, lines: i
         taps = f.new(f"shufflevector {several} {together}, {several} poison, <{words.lanes} x i32> <{picked}>")
         if words.dot:
             taps = f.new(f"bitcast {words.vector} {taps} to {words.weights}")
-        data = f.new(f"getelementptr {words.word}, ptr %tile, i64 {f.new(f'zext {index} {offset} to i64')}")
+        far = f.new(f"zext {index} {offset} to i64")
+        data = f.new(f"getelementptr [{unit} x {words.word}], ptr %tile, i64 {far}")
         for v in range(vectors):
             read = f.new(f"load {words.vector}, ptr {f.at(data, v * words.bytes)}, align 4")
             totals[v] = words.step(f, totals[v], read, taps)

@@ -13,7 +13,8 @@ Words hold one float, or as many channels as a dot product takes. Within a chunk
 weights they have, so that the processor foresees where their loops end. Results are transposed back in registers.
 
 Where x or the result is PLANES, (n, channels, pixels), nothing is transposed on that side: lines of x are copied as
-they are, and sums go to where they belong.
+they are, and sums go to where they belong. Where tiles are whole vectors of planes, which begin where lines of the cache
+do, they need no copy either.
 """
 
 from __future__ import annotations
@@ -57,20 +58,14 @@ def sparse_rows(
     out: T.Buffer(shape, sums),
 ):
     T.func_attr({{"tirx.noalias": True, "op_pattern": 4}})
-    tile = T.sblock_alloc_buffer((n, heights, widths, parts, length), kind)
-    y = T.sblock_alloc_buffer({scratch}, sums)
+{tile}    y = T.sblock_alloc_buffer({scratch}, sums)
     for i, h, w, s in T.grid(n, heights, widths, parts):
-        with T.sblock("copy"):
-            vi, vh, vw, vs = T.axis.remap("SSSS", [i, h, w, s])
-            T.reads({read})
-            T.writes(tile[vi, vh, vw, vs, 0:length])
-{copies}
-        for c in range(chunks // parts):
+{copies}        for c in range(chunks // parts):
             with T.sblock("sparse_rows"):
                 vi, vh, vw = T.axis.remap("SSS", [i, h, w])
                 vc = T.axis.spatial(chunks, s * (chunks // parts) + c)
                 T.reads(
-                    tile[vi, vh, vw, vc // (chunks // parts), 0:length], values[0:count], offsets[0:count],
+                    {read}, values[0:count], offsets[0:count],
                     pointers[vc * (slices * chunk) : vc * (slices * chunk) + slices * chunk, 0:2],
                     firsts[vc * slices : vc * slices + slices],
                 )
@@ -81,6 +76,13 @@ def sparse_rows(
             {axes} = T.axis.remap("{kinds}", [{indices}])
             out[{axes}] = y[{place}]
 """
+TILE = """    tile = T.sblock_alloc_buffer((n, heights, widths, parts, length), kind)
+"""
+COPIES = """        with T.sblock("copy"):
+            vi, vh, vw, vs = T.axis.remap("SSSS", [i, h, w, s])
+            T.reads({image})
+            T.writes(tile[vi, vh, vw, vs, 0:length])
+{copies}"""
 COPY = """            for l, g in T.grid(lines, groups):
                 T.evaluate(call(
                     "{name}", T.address_of(x[vi, T.max(T.min({row}, height - 1), 0), 0, 0]),
@@ -103,7 +105,7 @@ WAITING = """                waiting = T.alloc_buffer((chunk * span,), sums)
 """
 SLICE = """                {loop}
                     T.evaluate(call(
-                        "{name}", T.address_of(tile[vi, vh, vw, vc // (chunks // parts), {number} * slice]),
+                        "{name}", T.address_of({data}),
                         T.address_of(values[0]), T.address_of(offsets[0]),
                         T.address_of(pointers[(vc * slices + {number}) * chunk, 0]), T.Cast("int32", chunk),
                         firsts[vc * slices + {number}],
@@ -162,10 +164,10 @@ def written(p: Plan, count: int, word: str, index: str, shape: tuple[int, ...], 
     planes_in, planes_out = p.source == PLANES, p.result == PLANES
     # Of results in planes a row is a run of memory.
     lines = -(-p.pixels * 4 // code.LINE_BYTES) if planes_out else 0
-    first = code.rows(words, p.vectors, STEP, BITS[index], False, lines)
-    more = code.rows(words, p.vectors, STEP, BITS[index], True)
-    copied, stored = copy_function(p), result_functions(p, span)
-    functions = [copied, first, *([more] if p.slices > 1 else []), *stored]
+    first = code.rows(words, p.vectors, STEP, BITS[index], False, lines, p.unit)
+    more = code.rows(words, p.vectors, STEP, BITS[index], True, 0, p.unit)
+    copied, stored = [copy_function(p)] if p.copied else [], result_functions(p, span)
+    functions = [*copied, first, *([more] if p.slices > 1 else []), *stored]
     facts = attributes(NAME, name_of(conv, product, p.source, p.result), conv, product, functions)
     names = {
         "T": T, "n": conv.n, "height": conv.h, "wide": conv.w, "channels": channels, "area": conv.h * conv.w,
@@ -173,16 +175,19 @@ def written(p: Plan, count: int, word: str, index: str, shape: tuple[int, ...], 
         "data": product.data, "count": count, "word": word, "kind": kind,
         "index": index, "slots": p.chunks * p.chunk * p.slices, "shape": [*shape], "sums": product.sums,
         "heights": -(-oh // p.tile.rows), "widths": -(-ow // p.tile.columns), "rows": p.tile.rows,
-        "columns": p.tile.columns, "parts": p.tile.parts, "length": p.length, "chunks": p.chunks, "chunk": p.chunk,
-        "slices": p.slices, "slice": p.tile.slice * p.plane, "span": span, "lanes": lanes, "lines": p.lines,
+        "columns": p.tile.columns, "parts": p.tile.parts, "length": p.length if p.copied else 0, "chunks": p.chunks, "chunk": p.chunk,
+        "slices": p.slices, "slice": p.tile.slice * (p.plane if p.copied else 1), "span": span, "lanes": lanes, "lines": p.lines,
         "line": p.line, "groups": -(-p.line // lanes), "call": called, "fill": fill_word(p, fill), "facts": facts,
         # What the last vector of an output has too much: see `direct`.
         "pixels": round_up(p.pixels, lanes) if p.direct else p.pixels,
     }  # fmt: skip
     axes = result_axes(shape, (conv.n, oh, ow, conv.oc))
+    image = "x[vi, 0:channels, 0:area]" if planes_in else "x[vi, 0:height, 0:wide, 0:channels]"
+    copies = "".join(copy_of(p, number, one.name) for one in copied for number in range(len(p.origins)))
     text = PROGRAM.format(
-        read="x[vi, 0:channels, 0:area]" if planes_in else "x[vi, 0:height, 0:wide, 0:channels]",
-        copies="".join(copy_of(p, image, copied.name) for image in range(len(p.origins))),
+        tile=TILE if p.copied else "",
+        copies=COPIES.format(image=image, copies=copies) if p.copied else "",
+        read="tile[vi, vh, vw, vc // (chunks // parts), 0:length]" if p.copied else image,
         waiting="" if p.direct else WAITING,
         slices=slices(p, first, more, PLACES if p.direct else HELD),
         results=results(p, [one.name for one in stored]),
@@ -225,9 +230,14 @@ def copy_of(p: Plan, image: int, name: str) -> str:
 def slices(p: Plan, first: code.Function, more: code.Function, places: Mapping[str, str]) -> str:
     """The text that sums a chunk's rows, slice by slice."""
     ahead = ", T.address_of({sums}), T.int64(0)".format(**places) if first.name.endswith(code.AHEAD) else ""
-    text = SLICE.format(loop="for p in range(1):", name=first.name, number="p", ahead=ahead, **places)
+    data = "tile[vi, vh, vw, vc // (chunks // parts), {} * slice]" if p.copied else "x[vi, {} * slice, vw * columns]"
+
+    def text_of(loop: str, name: str, number: str, ahead: str) -> str:
+        return SLICE.format(loop=loop, name=name, number=number, ahead=ahead, data=data.format(number), **places)
+
+    text = text_of("for p in range(1):", first.name, "p", ahead)
     if p.slices > 1:
-        text += SLICE.format(loop="for p in range(slices - 1):", name=more.name, number="(p + 1)", ahead="", **places)
+        text += text_of("for p in range(slices - 1):", more.name, "(p + 1)", "")
     return text
 
 

@@ -42,7 +42,7 @@ def pack(weight: np.ndarray, p: Plan) -> Streams:
     pointers = np.stack([whole // STEP, order.reshape(-1)], 1).astype(np.uint16)
     firsts = ((ends - whole)[:: p.chunk] // STEP).astype(np.int32)
     words = np.ascontiguousarray(values).view(np.int32 if depth > 1 else values.dtype).reshape(-1)
-    return Streams(words, narrow(offsets), pointers, (firsts,))
+    return Streams(words, narrow(offsets // p.unit), pointers, (firsts,))
 
 
 def round_up_array(counts: np.ndarray) -> np.ndarray:

@@ -14,13 +14,14 @@ from tvmcompress.kernels.tiles import round_up
 
 PIXELS, PLANES = "pixels", "planes"  # layouts: (n, h, w, channels) and (n, channels, h * w)
 CHUNKS = (64, 32, 16)  # outputs, whose sums wait in the cache to be transposed
-REMAINDERS, COLUMNS, TAPS = "remainders", "columns", "taps"
+REMAINDERS, COLUMNS, TAPS, NONE = "remainders", "columns", "taps", "none"
 LATENCY = 4  # cycles of a multiply-add
 FAR, BEYOND = 0.75, 1.5  # cycles that a load takes longer from the second cache, and from beyond
 ACROSS = 0.5  # and one from two lines
 MISSED = 10  # of a branch that was not foreseen
 COPIED = 0.3  # for a word of the copy
 SPREAD = 0.3  # for a word of sums that wait; with what dense kernels take too for their results it is three times that
+DISPLACED = 0.4  # for a word of results that has left the first cache by when what is fused behind it reads it
 RAGGED = 1.0  # for a word of results, more, where some tiles have fewer pixels and vectors do not end with them
 TURNED = 0.1  # for a word that is transposed, more
 STRAGGLING = 0.1  # of a task, by which threads end one after the other
@@ -30,7 +31,8 @@ STEP = 2  # weights of a row come in multiples of it: a loop of so many has half
 @dataclass(frozen=True)
 class Tile:
     """`rows` by `columns` pixels of the result; `slice` words of channels and `chunk` outputs at a time; outputs in
-    `parts`, which are tasks each; what there is an image for: see `sparse_rows`."""
+    `parts`, which are tasks each; what there is an image for, or NONE where planes are read as they lie: see
+    `sparse_rows`."""
 
     rows: int
     columns: int
@@ -74,6 +76,15 @@ class Plan:
         return self.origins.index((a, b)) * self.image + (i * dh - a) // sh * self.line + (j * dw - b) // sw
 
     @property
+    def copied(self) -> bool:
+        return self.tile.images != NONE
+
+    @property
+    def unit(self) -> int:
+        """Words that offsets are multiples of."""
+        return 1 if self.copied else self.product.lanes
+
+    @property
     def line(self) -> int:
         """Words of a row of the copy."""
         if self.tile.images == TAPS or (self.tile.images == COLUMNS and self.tile.rows == 1):
@@ -97,7 +108,9 @@ class Plan:
     @cached_property
     def plane(self) -> int:
         """Words from one channel to the next: an odd number of vectors, so that channels do not share one set of the
-        cache."""
+        cache. Without a copy as they are."""
+        if not self.copied:
+            return self.conv.h * self.conv.w
         vectors = self.image * len(self.origins) // self.product.lanes
         return (vectors + 1 - vectors % 2) * self.product.lanes
 
@@ -167,7 +180,8 @@ def ranked(conv: Conv2d, isa: Isa, product: Product, density: float, source: str
     found = [
         (cost(p, isa, density), number, p.tile)
         for number, p in enumerate(plans)
-        if result == PIXELS or p.tile.columns == conv.out[1] or (conv.out[0] == 1 and p.direct)
+        if (result == PIXELS or p.tile.columns == conv.out[1] or (conv.out[0] == 1 and p.direct))
+        and (p.copied or source == PLANES)
     ]
     return tuple(tile for _, _, tile in sorted(found))
 
@@ -181,10 +195,11 @@ def tiles(conv: Conv2d, isa: Isa, product: Product) -> list[Tile]:
         shapes |= {(1, min(count * product.lanes, ow)), (1, -(-ow // -(-ow // (count * product.lanes))))}
     slices = sorted({steps, *(s for s in (16, 32, 64, 128, 256) if s < steps)})
     chunks = sorted({min(chunk, round_up(conv.oc, isa.lanes)) for chunk in CHUNKS})
+    kinds = (REMAINDERS, COLUMNS, TAPS) if conv.kernel[1] > 1 else (REMAINDERS,)
     made = [
         Tile(rows, columns, part, chunk, parts, images)
-        for images in ((REMAINDERS, COLUMNS, TAPS) if conv.kernel[1] > 1 else (REMAINDERS,))
         for rows, columns in sorted(shapes)
+        for images in (*kinds, *([NONE] if in_vectors(conv, product, rows, columns) else []))
         for part in slices
         for chunk in chunks
         for parts in (1, 2, 4, 8)
@@ -194,9 +209,16 @@ def tiles(conv: Conv2d, isa: Isa, product: Product) -> list[Tile]:
     return [t for t in made if Plan(product, t, conv).vectors <= isa.registers - 3 and in_reach(Plan(product, t, conv))]
 
 
+def in_vectors(conv: Conv2d, product: Product, rows: int, columns: int) -> bool:
+    """Whether a tile of planes is whole vectors of each, which begin where lines of the cache do: it can be read as it
+    lies."""
+    plain = conv.kernel == conv.strides == (1, 1) and not any(conv.padding) and product.depth == 1
+    return plain and rows == conv.h == 1 and conv.w % columns == columns % product.lanes == 0
+
+
 def in_reach(p: Plan) -> bool:
     """Whether offsets within a slice take two bytes."""
-    return p.tile.slice * p.plane < 1 << 16
+    return p.tile.slice * p.plane // p.unit < 1 << 16
 
 
 def cost(p: Plan, isa: Isa, density: float) -> float:
@@ -214,18 +236,21 @@ def cost(p: Plan, isa: Isa, density: float) -> float:
     tasks = conv.n * math.ceil(oh / tile.rows) * math.ceil(ow / tile.columns) * tile.parts
     rows = p.chunks * p.chunk / tile.parts
     weights = p.steps * taps * density / p.slices
-    held = (min(tile.slice, p.steps) * p.plane + p.chunk * p.vectors * lanes / 2) * 4
+    channel = p.plane if p.copied else tile.columns
+    held = (min(tile.slice, p.steps) * channel + p.chunk * p.vectors * lanes / 2) * 4
     load = 1 + FAR * max(1 - 2 * isa.l1d / held, 0)
-    load += BEYOND if p.steps * p.plane * 4 > isa.l2 * 3 // 4 else 0
+    load += BEYOND if p.steps * channel * 4 > isa.l2 * 3 // 4 else 0
     kh, kw = conv.kernel
     load += ACROSS * sum(p.place(i, j) % lanes > 0 for i in range(kh) for j in range(kw)) / taps
     lengths = min(p.chunk, 1 + 5 * math.sqrt(weights * (1 - density)) / STEP)  # that differ in a chunk, about
     row = (weights + STEP / 4) * max(p.vectors * load + 0.75, LATENCY) + MISSED * lengths / p.chunk + 2
     row += p.vectors * (1 if p.slices == 1 else 2)
-    copied = p.steps * p.lines * len(p.origins) * round_up(p.line, lanes)
+    copied = p.steps * p.lines * len(p.origins) * round_up(p.line, lanes) if p.copied else 0
     written = rows * tile.rows * round_up(tile.columns, lanes)
     moved = (COPIED + (TURNED if p.source == PIXELS else 0)) * copied
     moved += (0 if p.direct else SPREAD + (TURNED if p.result == PIXELS else 0)) * written
+    results = p.chunk * tile.rows * tile.columns * 4
+    moved += DISPLACED * max(1 - isa.l1d / (results + min(tile.slice, p.steps) * channel * 4), 0) * p.direct * written
     moved += (RAGGED if p.result == PLANES and ow % tile.columns and oh * ow % lanes else 0) * written
     each = rows * row * p.slices + moved
     return each * (math.ceil(tasks / isa.cores) + STRAGGLING)

@@ -30,7 +30,7 @@ def in_planes(mod: tvm.IRModule, data_of: Callable[[Var, Expr], list[Var]]) -> s
     results = {var for result in graph.results(mod) for var in relax.analysis.free_vars(result)}
     layers = {var: data for var, expr in definitions.items() if (data := data_of(var, expr))}
     along = {var for var, expr in definitions.items() if goes_along(var, expr)}
-    turned = {var for var, expr in definitions.items() if to_last(expr)}
+    turned = {var for var, expr in definitions.items() if permutes(expr, last)}
     wanted = layers.keys() | {var for data in layers.values() for var in data}
     links: dict[Var, set[Var]] = {var: set() for var in (*layers, *along, *turned)}
     for var in along:
@@ -48,7 +48,7 @@ def in_planes(mod: tvm.IRModule, data_of: Callable[[Var, Expr], list[Var]]) -> s
         if reader in along:
             return var in alike(reader, definitions[reader])
         padded = readers.get(reader, []) and all(reader in layers.get(v, []) for v in readers[reader])
-        gone = averages(reader, definitions[reader]) or to_first(definitions[reader])
+        gone = averages(reader, definitions[reader]) or permutes(definitions[reader], first)
         return var in layers.get(reader, []) or bool(padded) or gone
 
     found: set[Var] = set()
@@ -112,21 +112,23 @@ def averages(var: Var, expr: Expr) -> bool:
     return rank > 2 and sorted(int(a) % rank for a in expr.attrs.axis) == list(range(1, rank - 1))
 
 
-def to_last(expr: Expr) -> bool:
-    """Whether it puts channels last that were behind the images."""
-    return permutes(expr, lambda rank: [0, *range(2, rank), 1])
+def last(rank: int) -> list[int]:
+    """The axes of a tensor with channels first, or behind the images where it has such, in the order that puts them
+    last."""
+    return [0, *range(2, rank), 1] if rank > 2 else [1, 0]
 
 
-def to_first(expr: Expr) -> bool:
-    """Whether it puts channels behind the images that were last."""
-    return permutes(expr, lambda rank: [0, rank - 1, *range(1, rank - 1)])
+def first(rank: int) -> list[int]:
+    """And back."""
+    return [0, rank - 1, *range(1, rank - 1)] if rank > 2 else [1, 0]
 
 
 def permutes(expr: Expr, axes: Callable[[int], list[int]]) -> bool:
-    if op_name(expr) != PERMUTE or expr.attrs.axes is None or not graph.has_static_shape(expr.args[0]):
+    if op_name(expr) != PERMUTE or not graph.has_static_shape(expr.args[0]):
         return False
     rank = len(graph.shape(expr.args[0]))
-    return rank > 2 and [int(a) % rank for a in expr.attrs.axes] == axes(rank)
+    given = range(rank)[::-1] if expr.attrs.axes is None else [int(a) % rank for a in expr.attrs.axes]
+    return rank > 1 and [*given] == axes(rank)
 
 
 class Views:
@@ -142,9 +144,10 @@ class Views:
             args = [self.operand(rw, a, var) for a in expr.args]
             return self.view(rw, relax.Call(expr.op, args, expr.attrs, expr.ty_args), var)
         if var in self.members and op_name(expr) == PERMUTE:
-            n, *pixels, channels = graph.shape(var)
-            return self.view(rw, relax.op.reshape(expr.args[0], (n, channels, prod(pixels))), var)
-        if to_first(expr) and expr.args[0] in self.planes:
+            shape = graph.shape(var)
+            planes = images(shape), shape[-1], prod(shape[:-1]) // images(shape)
+            return self.view(rw, relax.op.reshape(expr.args[0], planes), var)
+        if permutes(expr, first) and expr.args[0] in self.planes:
             return relax.op.reshape(self.planes[expr.args[0]], graph.shape(var))
         if op_name(expr) == MEAN and expr.args[0] in self.planes:
             return relax.op.reshape(rw.emit(relax.op.mean(self.planes[expr.args[0]], [2])), graph.shape(var))

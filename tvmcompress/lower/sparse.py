@@ -33,6 +33,8 @@ MOVES = ("relax.reshape", "relax.permute_dims", "relax.strided_slice")
 FEW_ZEROS = 0.95  # of a layer's weights: with more than that it is not sparse
 EFFICIENCY = {"float32": 0.85, "int32": 0.7}  # of the peak, that dense kernels reach
 STREAM = 10  # bytes in a cycle that all cores together read from memory
+FEW_PIXELS = 2
+OFFSET = 2  # bytes of an offset
 WINOGRAD = 0.6  # of the time of the other dense kernel
 
 
@@ -67,6 +69,12 @@ class Sparse:
         if isinstance(self.plan, sparse_rows_plan.Plan):
             return sparse_rows_lists.pack(weight, self.plan)
         return (sparse_nm if self.plan.picked else sparse_blocks).pack(weight, conv, self.plan)
+
+    def read(self, weights: int) -> float:
+        """Bytes of values and places, about, for so many weights."""
+        product = self.plan.product
+        places = OFFSET if isinstance(self.plan, sparse_rows_plan.Plan) else product.depth if self.plan.picked else 0
+        return self.density * weights / product.depth * (product.bytes + places)
 
     def nbytes(self, weight: np.ndarray, conv: Conv2d) -> int:
         return sum(array.nbytes for array in self.pack(weight, conv).arrays)
@@ -122,6 +130,7 @@ def candidates(
 ) -> list[Sparse]:
     """Kernels for weights (O, C, KH, KW), the fastest first; `planes`: where activations may be such."""
     found, alive = [], weight != 0
+    few = conv.n * math.prod(conv.out) <= FEW_PIXELS
     for vectors in (1, 2):
         density = of_blocks(alive, vectors * how.lanes, how.depth)
         p = sparse_blocks.plan(conv, isa, how, vectors, density, choices)
@@ -129,7 +138,8 @@ def candidates(
         found.append(Sparse(f"{p.width}x{how.depth} blocks", p, density, cycles))
     if picked := sparse_nm.picked(conv, isa, how):
         density = sparse_nm.density(weight, conv, how, picked.words)
-        if sparse_nm.suits(weight, how, density):
+        # Where pixels do not fill a vector, outputs have to.
+        if few or sparse_nm.suits(weight, how, density):
             p = sparse_blocks.plan(conv, isa, how, 1, density, choices, picked)
             text = f"{sparse_nm.pattern(weight, picked.words * how.depth)} groups"
             found.append(Sparse(text, p, density, sparse_blocks.cost(conv, p, isa, density)))
@@ -140,7 +150,14 @@ def candidates(
             one = Sparse(text, rows, density, sparse_rows_plan.cost(rows, isa, density))
             other = by_layout(one, conv, isa, choices, PLANES, PLANES) if planes else None
             found.append(replace(one, cycles=other.cycles) if other else one)
+    if few:
+        found = [replace(one, cycles=max(one.cycles, streamed(one.read(weight.size), isa))) for one in found]
     return sorted(found, key=lambda one: one.cycles)
+
+
+def streamed(size: int, isa: Isa) -> float:
+    """Cycles in which so many bytes of weights arrive from memory."""
+    return size / STREAM if size > isa.l2 else 0
 
 
 def of_blocks(alive: np.ndarray, outputs: int, depth: int) -> float:
@@ -161,7 +178,7 @@ def dense_cycles(conv: Conv2d, isa: Isa, how: Product, choices: Choices) -> floa
     full = [sparse_blocks.cost(conv, sparse_blocks.plan(conv, isa, how, v, 1.0), isa, 1.0) for v in (1, 2)]
     cycles = min(work / lanes / EFFICIENCY[how.sums] / isa.cores, *full)
     weights = conv.oc * conv.c * conv.kernel[0] * conv.kernel[1] * how.bytes // how.depth
-    cycles = max(cycles, weights / STREAM) if weights > isa.l2 else cycles
+    cycles = max(cycles, streamed(weights, isa))
     return cycles * WINOGRAD if how.data == "float32" and winograd.plan(conv, isa, choices) else cycles
 
 

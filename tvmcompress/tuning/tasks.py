@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,10 @@ from tvmcompress.ir import graph
 from tvmcompress.ir.graph import Expr, Var
 from tvmcompress.isa import Isa
 from tvmcompress.kernels.choices import Recorder, untuned
-from tvmcompress.lower import traces
+from tvmcompress.lower import planes, traces
 from tvmcompress.lower.pipeline import lower_graph, lower_kernels
+from tvmcompress.lower.sparse import KEEP
+from tvmcompress.lower.sparse_layers import SparseLayers
 from tvmcompress.timing.session import np_dtype
 
 ANCHORS = ("relax.nn.conv2d", "relax.matmul")
@@ -61,8 +63,10 @@ def tasks(module: tvm.IRModule, target: tvm.target.Target, isa: Isa) -> list[Tas
     """Those of a program as compression left it, the largest first."""
     mod, _ = lower_graph(module, isa, lambda _step, _mod: None)
     slices: dict[str, tuple[tvm.IRModule, int]] = {}
+    layers = SparseLayers(isa, untuned, KEEP)
+    layers.look(mod)
     for anchor in anchors_of(mod):
-        one = cut(mod, anchor)
+        one = cut(mod, anchor, layers.views.members)
         if one is not None:
             name = signature(one)
             slices[name] = slices.get(name, (one, 0))[0], slices.get(name, (one, 0))[1] + 1
@@ -85,10 +89,11 @@ def anchors_of(mod: tvm.IRModule) -> Iterator[Var]:
             yield binding.var
 
 
-def cut(mod: tvm.IRModule, anchor: Var) -> tvm.IRModule | None:
+def cut(mod: tvm.IRModule, anchor: Var, members: Collection[Var] = ()) -> tvm.IRModule | None:
     """The program of one anchor, the padding before it and the element-wise operators that alone read it.
 
-    What else these read is a parameter, unless it depends on constants alone. None when all of it does.
+    What else these read is a parameter, unless it depends on constants alone. None when all of it does. `members` are
+    planes in the program (see `lower.planes`), so that what is cut out takes and gives them with channels first.
     """
     definitions, readers = graph.definitions(mod), graph.consumers(mod)
     results = {v for r in graph.results(mod) for v in relax.analysis.free_vars(r)}
@@ -111,18 +116,29 @@ def cut(mod: tvm.IRModule, anchor: Var) -> tvm.IRModule | None:
     for var in inside:
         for read in relax.analysis.free_vars(definitions[var]):
             if read not in inside and read not in params:
-                params[read] = relax.Var(f"x{len(params)}", read.ty)
+                params[read] = relax.Var(f"x{len(params)}", turned(read, planes.first) if read in members else read.ty)
     if not params or any(not isinstance(p.ty, relax.TensorType) or not graph.has_static_shape(p) for p in params):
         return None
     rewriter.adopt(mod)
     rewriter.replacement.update(params)
     with rewriter.builder.function("main", list(params.values())):
         with rewriter.builder.dataflow():
+            for read in params.keys() & members:
+                call = relax.op.permute_dims(params[read], planes.last(len(read.ty.shape)))
+                rewriter.replacement[read] = rewriter.emit(call)
             for var in inside:
                 rewriter.replacement[var] = rewriter.emit(rewriter.new(definitions[var]), var.name)
-            out = rewriter.builder.emit_output(relax.Tuple([rewriter.replacement[chain[-1]]]))
+            out = rewriter.replacement[chain[-1]]
+            if chain[-1] in members:
+                out = rewriter.emit(relax.op.permute_dims(out, planes.first(len(out.ty.shape))))
+            out = rewriter.builder.emit_output(relax.Tuple([out]))
         rewriter.builder.emit_func_output(out)
     return graph.remove_dead(rewriter.builder.finalize())
+
+
+def turned(var: Var, axes: Callable[[int], list[int]]) -> relax.TensorType:
+    shape = graph.shape(var)
+    return relax.TensorType([shape[axis] for axis in axes(len(shape))], graph.dtype(var))
 
 
 def fusable(expr: Expr, var: Var, before: Var) -> bool:
