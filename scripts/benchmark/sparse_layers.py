@@ -105,7 +105,7 @@ def table(result: dict) -> str:
     lines = [
         f"{result['machine']}, {result['threads']} threads, batch 1, float32; {result['recipe']}.",
         "",
-        "| layer | dense ms | sparse ms | faster | as a model | dense products, of the dense peak | kernel | networks |",
+        "| layer | dense ms | sparse ms | faster | as a model | dense MACs, of the dense peak | kernel | networks |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:

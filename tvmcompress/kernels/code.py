@@ -142,15 +142,13 @@ class Picked:
         return f.new(f"call {words.vector} @{self.pick.function}({arguments})")
 
 
-def rows(
-    words: Words, vectors: int, step: int, index: str, more: bool, lines: int = 0, unit: int = 1
-) -> Function:  # fmt: skip
+def rows(words: Words, vectors: int, step: int, index: str, more: bool, lines: int = 0, unit: int = 1) -> Function:
     """Sums of rows of outputs: for each, weights times vectors of pixels.
 
-    `step` weights at a time; offsets are integers of type `index` that count `unit` words. `more`: sums are added to. Arguments: tile, values,
-    offsets, counts (of weights of a row, and which row it is), how many rows, where the first weight is, sums of the
-    first row and of the second; weights are counted in steps. With `lines` two more, for what is fetched with each row:
-    so many lines of the cache, see AHEAD.
+    `step` weights at a time; offsets are integers of type `index` that count `unit` words. `more`: sums are added to.
+    Arguments: tile, values, offsets, counts (of weights of a row, and which row it is), how many rows, where the first
+    weight is, sums of the first row and of the second; weights are counted in steps. With `lines` two more, for what is
+    fetched with each row: so many lines of the cache, see AHEAD.
     """
     name = f"tvmcompress_rows_{words.tag}_{vectors}_{step}_{index}_{'more' if more else 'first'}"
     name += f"_by_{unit}" if unit > 1 else ""

@@ -13,8 +13,8 @@ Words hold one float, or as many channels as a dot product takes. Within a chunk
 weights they have, so that the processor foresees where their loops end. Results are transposed back in registers.
 
 Where x or the result is PLANES, (n, channels, pixels), nothing is transposed on that side: lines of x are copied as
-they are, and sums go to where they belong. Where tiles are whole vectors of planes, which begin where lines of the cache
-do, they need no copy either.
+they are, and sums go to where they belong. Where tiles are whole vectors of planes, which begin where lines of the
+cache do, they need no copy either.
 """
 
 from __future__ import annotations
@@ -175,8 +175,9 @@ def written(p: Plan, count: int, word: str, index: str, shape: tuple[int, ...], 
         "data": product.data, "count": count, "word": word, "kind": kind,
         "index": index, "slots": p.chunks * p.chunk * p.slices, "shape": [*shape], "sums": product.sums,
         "heights": -(-oh // p.tile.rows), "widths": -(-ow // p.tile.columns), "rows": p.tile.rows,
-        "columns": p.tile.columns, "parts": p.tile.parts, "length": p.length if p.copied else 0, "chunks": p.chunks, "chunk": p.chunk,
-        "slices": p.slices, "slice": p.tile.slice * (p.plane if p.copied else 1), "span": span, "lanes": lanes, "lines": p.lines,
+        "columns": p.tile.columns, "parts": p.tile.parts, "length": p.length if p.copied else 0,
+        "chunks": p.chunks, "chunk": p.chunk, "slices": p.slices,
+        "slice": p.tile.slice * (p.plane if p.copied else 1), "span": span, "lanes": lanes, "lines": p.lines,
         "line": p.line, "groups": -(-p.line // lanes), "call": called, "fill": fill_word(p, fill), "facts": facts,
         # What the last vector of an output has too much: see `direct`.
         "pixels": round_up(p.pixels, lanes) if p.direct else p.pixels,

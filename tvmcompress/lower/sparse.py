@@ -155,7 +155,7 @@ def candidates(
     return sorted(found, key=lambda one: one.cycles)
 
 
-def streamed(size: int, isa: Isa) -> float:
+def streamed(size: float, isa: Isa) -> float:
     """Cycles in which so many bytes of weights arrive from memory."""
     return size / STREAM if size > isa.l2 else 0
 
