@@ -173,6 +173,18 @@ def test_planes_are_read_as_they_lie():
     np.testing.assert_array_equal(from_rows(streams, p), weight)
 
 
+@pytest.mark.parametrize("width, share", [(784, 1), (3136, 1), (12544, 0.25), (128, 0.5), (1024, 0.0625)])
+def test_planes_a_power_of_two_apart_share_sets(width, share):
+    """Of 64 sets: planes of 1024 pixels all begin in the same one, and a tile of 64 takes four."""
+    conv = Conv2d(1, 1, width, 256, 64, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
+    isa = replace(ISAS["x86-64-v4"], l1d=32 << 10)
+    how = product(conv, isa, "float32", "float32")
+    tile = sparse_rows_plan.Tile(1, 64, 64, 32, 1, sparse_rows_plan.NONE)
+    assert sparse_rows_plan.sets(sparse_rows_plan.Plan(how, tile, conv), isa) == share
+    copy = replace(tile, images=sparse_rows_plan.REMAINDERS)
+    assert sparse_rows_plan.sets(sparse_rows_plan.Plan(how, copy, conv), isa) == 1
+
+
 @pytest.mark.parametrize("change", [{"w": 40}, {"h": 3}, {"padding": (0, 1, 0, 1)}, {"kernel": (1, 3)}])
 def test_planes_that_have_to_be_copied(change):
     conv, isa = Conv2d(1, 1, 48, 40, 5, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)), ISAS["x86-64-v4"]

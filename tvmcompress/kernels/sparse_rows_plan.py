@@ -8,6 +8,7 @@ from functools import cached_property, lru_cache
 
 from tvmcompress.isa import Isa
 from tvmcompress.kernels.choices import Choices, untuned
+from tvmcompress.kernels.code import LINE_BYTES
 from tvmcompress.kernels.conv2d import Conv2d, key
 from tvmcompress.kernels.sparse import Product
 from tvmcompress.kernels.tiles import round_up
@@ -17,14 +18,17 @@ CHUNKS = (64, 32, 16)  # outputs, whose sums wait in the cache to be transposed
 REMAINDERS, COLUMNS, TAPS, NONE = "remainders", "columns", "taps", "none"
 LATENCY = 4  # cycles of a multiply-add
 FAR, BEYOND = 0.75, 1.5  # cycles that a load takes longer from the second cache, and from beyond
+FILLED = 0.4  # for a line of a slice that comes to the first cache for a chunk
 ACROSS = 0.5  # and one from two lines
 MISSED = 10  # of a branch that was not foreseen
 COPIED = 0.3  # for a word of the copy
+TOUCHED = 0.2  # for a word that is read as it lies, the first time
 SPREAD = 0.3  # for a word of sums that wait; with what dense kernels take too for their results it is three times that
-DISPLACED = 0.4  # for a word of results that has left the first cache by when what is fused behind it reads it
+DISPLACED = 0.25  # for a word of results that has left the first cache by when what is fused behind it reads it
 RAGGED = 1.0  # for a word of results, more, where some tiles have fewer pixels and vectors do not end with them
 TURNED = 0.1  # for a word that is transposed, more
 STRAGGLING = 0.1  # of a task, by which threads end one after the other
+WAYS = 8  # lines of a set
 STEP = 2  # weights of a row come in multiples of it: a loop of so many has half the branches
 
 
@@ -221,14 +225,25 @@ def in_reach(p: Plan) -> bool:
     return p.tile.slice * p.plane // p.unit < 1 << 16
 
 
+def sets(p: Plan, isa: Isa) -> float:
+    """The share of the first cache's sets in which a tile lies: planes as they lie may be a power of two apart, which
+    the copy avoids."""
+    if p.copied:
+        return 1.0
+    line = LINE_BYTES // 4
+    apart = math.gcd(-(-p.plane // line), isa.l1d // LINE_BYTES // WAYS)
+    return min(-(-p.tile.columns // line) / apart, 1.0)
+
+
 def cost(p: Plan, isa: Isa, density: float) -> float:
     """Estimated cycles of the slowest thread.
 
     A weight takes `vectors` loads, each with a multiply-add, and one more, at least the time of a multiply-add; what a
     load takes depends on the cache in which the slice and the sums that wait lie, and on whether it reaches into the
     next line of it. A row of a slice moves its sums; where it has another number of weights than the row before, a
-    branch is not foreseen. Numbers are fitted to times of 200 kernels of
-    ResNet-50's layers on a Zen 4, which they meet within 11%.
+    branch is not foreseen. With several slices each comes to the first cache again for every chunk. Numbers are fitted
+    to times of 200 kernels of ResNet-50's layers on a Zen 4; those for planes to 2300 more, also of MobileNetV2's,
+    which they meet within 13% (the median).
     """
     conv, tile, lanes = p.conv, p.tile, p.product.lanes
     oh, ow = conv.out
@@ -237,7 +252,7 @@ def cost(p: Plan, isa: Isa, density: float) -> float:
     rows = p.chunks * p.chunk / tile.parts
     weights = p.steps * taps * density / p.slices
     channel = p.plane if p.copied else tile.columns
-    held = (min(tile.slice, p.steps) * channel + p.chunk * p.vectors * lanes / 2) * 4
+    held = (min(tile.slice, p.steps) * channel / sets(p, isa) + p.chunk * p.vectors * lanes / 2) * 4
     load = 1 + FAR * max(1 - 2 * isa.l1d / held, 0)
     load += BEYOND if p.steps * channel * 4 > isa.l2 * 3 // 4 else 0
     kh, kw = conv.kernel
@@ -245,12 +260,13 @@ def cost(p: Plan, isa: Isa, density: float) -> float:
     lengths = min(p.chunk, 1 + 5 * math.sqrt(weights * (1 - density)) / STEP)  # that differ in a chunk, about
     row = (weights + STEP / 4) * max(p.vectors * load + 0.75, LATENCY) + MISSED * lengths / p.chunk + 2
     row += p.vectors * (1 if p.slices == 1 else 2)
-    copied = p.steps * p.lines * len(p.origins) * round_up(p.line, lanes) if p.copied else 0
+    filled = 0 if p.slices == 1 else FILLED * p.slices * min(tile.slice, p.steps) * channel * 4 / LINE_BYTES
+    copied = p.steps * p.lines * len(p.origins) * round_up(p.line, lanes)
     written = rows * tile.rows * round_up(tile.columns, lanes)
-    moved = (COPIED + (TURNED if p.source == PIXELS else 0)) * copied
+    moved = (COPIED + (TURNED if p.source == PIXELS else 0) if p.copied else TOUCHED) * copied
     moved += (0 if p.direct else SPREAD + (TURNED if p.result == PIXELS else 0)) * written
     results = p.chunk * tile.rows * tile.columns * 4
     moved += DISPLACED * max(1 - isa.l1d / (results + min(tile.slice, p.steps) * channel * 4), 0) * p.direct * written
     moved += (RAGGED if p.result == PLANES and ow % tile.columns and oh * ow % lanes else 0) * written
-    each = rows * row * p.slices + moved
+    each = rows * row * p.slices + filled * p.chunks / tile.parts + moved
     return each * (math.ceil(tasks / isa.cores) + STRAGGLING)
