@@ -137,3 +137,10 @@ def test_single_sparse_layers_against_the_bar():
     text = sparse_layers.table({"machine": "m", "threads": 2, "recipe": "prune90", "sparse_layers": rows})
     assert "| 4.00 | 3.00 | 4.50 | sparse_rows | resnet50 |" in text
     assert text.endswith("1 of 2 reach 3 times the peak; geometric mean 3.00.")
+
+
+def test_figures_say_of_which_commit_they_are():
+    result = {"machine": "m", "threads": 2, "commit": "1234abc-dirty"}
+    assert tables.where(result) == "m, 2 threads, batch 1, commit 1234abc-dirty"
+    del result["commit"]
+    assert tables.where(result).endswith("commit unknown")  # written before tables said so

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -52,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
 
 def measure(options: argparse.Namespace) -> dict:
     """Everything that was asked for; each row is printed as soon as it is there."""
-    result: dict = {"machine": cpu.model_name(), "threads": cpu.usable()}
+    result: dict = {"machine": cpu.model_name(), "threads": cpu.usable(), "commit": commit()}
     with tempfile.TemporaryDirectory(prefix="tvmcompress-bench-") as folder:
         if options.kernels:
             names = (options.networks or layers.NETWORKS).split(",")
@@ -79,6 +80,12 @@ def measure(options: argparse.Namespace) -> dict:
         if options.memory:
             result["memory"] = memory.memory(Path(folder))
     return result
+
+
+def commit() -> str:
+    """Which one is measured, and whether something was changed since."""
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+    return told.stdout.strip() or "unknown"
 
 
 def show(row: dict) -> None:

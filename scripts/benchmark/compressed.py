@@ -15,6 +15,7 @@ import tvmcompress as tc
 from scripts.benchmark.network import race_all, snr_db, timed
 from scripts.benchmark.others import quantized_by_openvino
 from scripts.benchmark.subjects import network, random_samples
+from scripts.benchmark.tables import where
 from tvmcompress import cpu
 
 NETWORKS = "resnet50,mobilenet_v2,encoder"
@@ -68,7 +69,7 @@ def measure(name: str, folder: Path, seconds: float, recipes: list[str], peers: 
 
 def table(result: dict) -> str:
     """Markdown: a table for each network."""
-    how = f"{result['machine']}, {result['threads']} threads, batch 1, no tuning; medians, ± as above."
+    how = f"{where(result)}, no tuning; medians, ± as above."
     return "\n\n".join([how, *(one(row) for row in result["compressed"])])
 
 

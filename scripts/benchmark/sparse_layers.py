@@ -15,6 +15,7 @@ import onnx
 import tvmcompress as tc
 from scripts.benchmark.layers import PROFILE_S, Layer, layers_of, shapes_of
 from scripts.benchmark.subjects import network
+from scripts.benchmark.tables import where
 from tests import networks
 from tvmcompress import cpu
 from tvmcompress.measurement.profile import Profile
@@ -103,7 +104,7 @@ def kernel_of(profile: Profile) -> dict:
 def table(result: dict) -> str:
     rows = result["sparse_layers"]
     lines = [
-        f"{result['machine']}, {result['threads']} threads, batch 1, float32; {result['recipe']}.",
+        f"{where(result)}, float32; {result['recipe']}.",
         "",
         "| layer | dense ms | sparse ms | faster | as a model | dense MACs, of the dense peak | kernel | networks |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

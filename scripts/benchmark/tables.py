@@ -28,11 +28,16 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows)]
 
 
+def where(result: dict) -> str:
+    """On what, and of what, figures are."""
+    return f"{result['machine']}, {result['threads']} threads, batch 1, commit {result.get('commit', 'unknown')}"
+
+
 def table(result: dict) -> str:
     """What README has."""
     rows = result["networks"]
     lines = [
-        f"Machines differ, ratios less so. This one: {result['machine']}, {result['threads']} threads, batch 1, "
+        f"Machines differ, ratios less so. This one: {where(result)}, "
         f"no tuning; medians of interleaved runs, each runtime in its own process. {SPREAD}.",
         "",
         *latency(rows),
@@ -222,7 +227,7 @@ def layers(result: dict) -> str:
         for line, row in zip(body, rows):
             line += [text(row[key]) for text in cell.values()]
     lines = [
-        f"{result['machine']}, {result['threads']} threads, batch 1: kernels alone, with bias and activation.",
+        f"{where(result)}: kernels alone, with bias and activation.",
         "",
         *markdown([*head, "networks"], [[*line, ", ".join(row["networks"])] for line, row in zip(body, rows)]),
         "",
