@@ -130,6 +130,24 @@ def test_without_a_copy(size, name, least, monkeypatch):
     agree(graph.program([("x", (2, 70, *size), "float32")], body), name, 3)
 
 
+def single(rw, x):
+    """One output, of tiles that hang over."""
+    return [rw.emit(nn.relu(conv(rw, x, 1, 1, 3, 2, 1)))]
+
+
+def test_a_single_output_stays_pixels():
+    agree(graph.program([("x", (1, 8, 16, 28), "float32")], single), planes=0)
+
+
+def test_tvm_still_fails_at_planes_of_a_single_output(monkeypatch):
+    """Once it does not, `sparse_rows_plan.LEAST` can go."""
+    monkeypatch.setattr(sparse_rows_plan, "LEAST", 1)
+    sparse_rows_plan.ranked.cache_clear()
+    with pytest.raises(tvm.error.InternalError, match="has been used before definition"):
+        built(graph.program([("x", (1, 8, 16, 28), "float32")], single))
+    sparse_rows_plan.ranked.cache_clear()
+
+
 def test_rows_too_long_for_a_tile_stay_pixels():
     """Sums of a row of 900 pixels do not fit the registers, and with a window it is no run of memory."""
 

@@ -29,6 +29,7 @@ RAGGED = 1.0  # for a word of results, more, where some tiles have fewer pixels 
 TURNED = 0.1  # for a word that is transposed, more
 STRAGGLING = 0.1  # of a task, by which threads end one after the other
 WAYS = 8  # lines of a set
+LEAST = 2  # outputs of planes: of a single one TVM uses what it has taken out of expressions before it is defined
 STEP = 2  # weights of a row come in multiples of it: a loop of so many has half the branches
 
 
@@ -179,6 +180,8 @@ def plan(
 @lru_cache(1024)
 def ranked(conv: Conv2d, isa: Isa, product: Product, density: float, source: str, result: str) -> tuple[Tile, ...]:
     """The tiles, the fastest first; layers of one shape and builds of one model ask for the same."""
+    if result == PLANES and conv.oc < LEAST:
+        return ()
     plans = [Plan(product, tile, conv, source, result) for tile in tiles(conv, isa, product)]
     # A tile of planes is a run of memory.
     found = [

@@ -25,7 +25,7 @@ from tvmcompress.kernels.choices import Choices, untuned
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.sparse import Product
 from tvmcompress.kernels.sparse_rows_plan import PIXELS, PLANES
-from tvmcompress.lower import packing, shared_rows, sparse
+from tvmcompress.lower import packing, shared_rows, sparse, swaps
 from tvmcompress.lower.layer_shapes import INTEGERS, convolution, row_of_pixels
 from tvmcompress.lower.parts import Part, Parts, part
 from tvmcompress.lower.sparse import KEEP, Keep
@@ -45,11 +45,13 @@ class Anchors:
         self.layers = SparseLayers(isa, choices, keep)
         self.bits: dict[Expr, Expr] = {}  # what is read as the bits of bfloat16, and these
         self.parts = Parts(isa)
+        self.apart: set[graph.Var] = set()
         self.handlers: dict[str, Callable] = {
             "relax.nn.conv2d": self.conv2d,
             "relax.matmul": self.matmul,
             "relax.concat": self.parts.concat,
             "relax.reshape": self.parts.shuffle,
+            "relax.permute_dims": self.permute_dims,
             "relax.nn.layer_norm": self.layer_norm,
             "relax.nn.softmax": self.softmax,
             ops.LOCAL_RESPONSE_NORM: self.local_response_norm,
@@ -63,6 +65,9 @@ class Anchors:
         if handler is None or not all(graph.has_static_shape(a) for a in data):
             return None
         return handler(rw, var, expr)
+
+    def permute_dims(self, rw, var, expr):
+        return swaps.swapped(rw, var, expr, self.isa) if var in self.apart else None
 
     def note(self, var, kind: str, macs: int, kinds: tuple[str, str], tile) -> None:
         row = {"name": var.name, "kind": kind, "macs": macs, "dtype": "x".join(kinds), "integer": kinds[0] in INTEGERS}
@@ -330,6 +335,7 @@ def anchors(
     """
     visitor = Anchors(isa, choices, neutral, keep)
     visitor.layers.look(mod)
+    visitor.apart = swaps.apart(mod)
     mod = graph.rewrite(mod, visitor)
     said = {name: row for name, (_, row) in visitor.layers.kept.items() if row}
     return mod, [row | {"sparse": said[row["name"]]} if row["name"] in said else row for row in visitor.done]
