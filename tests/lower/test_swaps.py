@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import tvm
@@ -18,14 +20,17 @@ from tvmcompress.lower.pipeline import lower
 from tvmcompress.target import Target
 
 op, nn = relax.op, relax.op.nn
+CALLED = re.compile('"tvmcompress_(woven|parted|results)_')
 X86 = ("native", "x86-64-v3", "x86-64-v2")
 
 
 def kernels(mod: tvm.IRModule, name: str = "native") -> list[str]:
-    """Tensor programs, once everything is fused."""
+    """Tensor programs, once everything is fused, but for reshapes, which cost nothing; of ours what they call."""
     target, seen = Target.load(name), {}
     lower(mod, target.to_tvm(), isa_of(target.to_tvm()), seen.__setitem__)
-    return [var.name_hint for var in seen["fuse"].get_global_vars()]
+    programs = [(var.name_hint, str(func)) for var, func in seen["fuse"].functions_items() if var.name_hint != "main"]
+    programs = [(name, text) for name, text in programs if not name.startswith("reshape")]
+    return [called[0] if (called := CALLED.findall(text)) else name for name, text in programs]
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.randoms(use_true_random=False))
@@ -65,7 +70,9 @@ SHAPES = [
 def test_to_the_last_bit(shape, axes, dtype, name):
     need(name)
     mod = graph.program([("x", shape, dtype)], lambda rw, x: [rw.emit(op.permute_dims(x, axes))])
-    assert "transpose" in kernels(mod, name)
+    swap, lanes = swap_of(shape, axes), isa_of(Target.load(name).to_tvm()).lanes
+    wanted = "woven" if swap.rows < lanes else "parted" if swap.columns < lanes else "results"
+    assert kernels(mod, name) == [wanted]
     x = np.random.default_rng(0).integers(0, 1 << 32, shape, np.uint32).view(dtype)  # floats of all kinds
     (got,) = results(built(mod, name=name), x, name)
     np.testing.assert_array_equal(got.view(np.uint32), np.ascontiguousarray(x.transpose(axes)).view(np.uint32))
@@ -86,7 +93,7 @@ def test_at_the_borders_of_a_program():
         return [rw.emit(nn.relu(rw.emit(nn.conv2d(x, graph.const(weight), 1, 1))))]
 
     mod = graph.program([("x", (2, 24, 20, 31), "float32")], body)
-    assert sum("transpose" in name for name in kernels(mod)) == 2
+    assert kernels(mod).count("results") == 2
     x = np.random.default_rng(0).standard_normal((2, 24, 20, 31)).astype(np.float32)
     for got, wanted in zip(results(built(mod), x), evaluate.evaluate(mod, [x]), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
@@ -96,5 +103,5 @@ def test_where_a_loop_takes_it_in_it_stays_there():
     def body(rw, x):
         return [rw.emit(nn.relu(rw.emit(op.permute_dims(rw.emit(op.exp(x)), [1, 0]))))]
 
-    (name,) = (name for name in kernels(graph.program([("x", (64, 100), "float32")], body)) if name != "main")
+    (name,) = kernels(graph.program([("x", (64, 100), "float32")], body))
     assert "exp_transpose" in name

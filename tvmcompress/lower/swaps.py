@@ -40,7 +40,7 @@ def apart(mod: tvm.IRModule) -> set[Var]:
     def taken(var: Var) -> bool:
         """By anchors, or as a result."""
         return all(
-            reader not in definitions
+            isinstance(definitions.get(reader), relax.Tuple | None)
             or op_name(definitions[reader]) in ANCHORS
             or (op_name(definitions[reader]) == RESHAPE and taken(reader))
             for reader in readers.get(var, [])
