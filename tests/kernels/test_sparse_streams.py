@@ -190,8 +190,7 @@ def test_planes_that_have_to_be_copied(change):
     conv, isa = Conv2d(1, 1, 48, 40, 5, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)), ISAS["x86-64-v4"]
     conv = replace(conv, **change)
     made = sparse_rows_plan.tiles(conv, isa, product(conv, isa, "float32", "float32"))
-    assert {t.images for t in made if t.columns % 16} <= {"remainders", "columns", "taps"}
-    assert change == {"w": 40} or sparse_rows_plan.NONE not in {t.images for t in made}
+    assert made and sparse_rows_plan.NONE not in {t.images for t in made}
 
 
 def test_channels_that_only_fill_up_another_instruction():

@@ -143,9 +143,11 @@ def test_tvm_still_fails_at_planes_of_a_single_output(monkeypatch):
     """Once it does not, `sparse_rows_plan.LEAST` can go."""
     monkeypatch.setattr(sparse_rows_plan, "LEAST", 1)
     sparse_rows_plan.ranked.cache_clear()
-    with pytest.raises(tvm.error.InternalError, match="has been used before definition"):
-        built(graph.program([("x", (1, 8, 16, 28), "float32")], single))
-    sparse_rows_plan.ranked.cache_clear()
+    try:
+        with pytest.raises(tvm.error.InternalError, match="has been used before definition"):
+            built(graph.program([("x", (1, 8, 16, 28), "float32")], single))
+    finally:
+        sparse_rows_plan.ranked.cache_clear()
 
 
 def test_rows_too_long_for_a_tile_stay_pixels():
@@ -180,7 +182,7 @@ def test_what_a_dense_layer_reads_stays_pixels():
 
 
 def test_inputs_and_results_with_channels_first_are_planes():
-    """Nothing is left to transpose, be it read once more or a result twice."""
+    """Nothing is left to transpose; one that a layer reads is a result, too, and so is the input."""
 
     def body(rw, x):
         y = rw.emit(nn.relu(conv(rw, rw.emit(nn.relu(x)), 1, 8, 3, 2, 1)))
@@ -195,7 +197,7 @@ def test_inputs_and_results_with_channels_first_are_planes():
 
 @pytest.mark.parametrize("first", [False, True])
 def test_tokens(first):
-    """(n, tokens, channels), unless the program turns them round; a dense layer reads some of the input, too."""
+    """(n, tokens, channels), unless the program turns them round. Two layers read them."""
     weights = [graph.const(pruned(seed, 40, 24, 1, 1)[:, :, 0, 0].T) for seed in (1, 2)]
 
     def body(rw, x):

@@ -17,6 +17,7 @@ from tvmcompress.ir import evaluate, graph
 from tvmcompress.isa import isa_of
 from tvmcompress.kernels.transpose import Swap, swap_of
 from tvmcompress.lower.pipeline import lower
+from tvmcompress.lower.swaps import apart
 from tvmcompress.target import Target
 
 op, nn = relax.op, relax.op.nn
@@ -97,6 +98,18 @@ def test_at_the_borders_of_a_program():
     x = np.random.default_rng(0).standard_normal((2, 24, 20, 31)).astype(np.float32)
     for got, wanted in zip(results(built(mod), x), evaluate.evaluate(mod, [x]), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_many_sums_of_one_value_take_no_time():
+    """What is behind a permutation is looked at once."""
+
+    def body(rw, x):
+        x = rw.emit(op.exp(x))
+        for _ in range(60):
+            x = rw.emit(op.add(x, x))
+        return [rw.emit(op.permute_dims(x, [1, 0]))]
+
+    assert apart(graph.program([("x", (64, 100), "float32")], body)) == set()
 
 
 def test_where_a_loop_takes_it_in_it_stays_there():

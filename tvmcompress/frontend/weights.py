@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from tvm import relax
 
-from tvmcompress.ir import graph
+from tvmcompress.ir import attrs, graph
 from tvmcompress.model import numpy_dtype
 
 RESHAPES = ("relax.reshape", "relax.expand_dims", "relax.squeeze")
@@ -29,14 +29,13 @@ def fold_movement(rewriter: graph.Rewriter, var: relax.Var, expr: relax.Expr) ->
     if name != "relax.permute_dims":
         return None
     source = expr.args[0]
-    rank = len(graph.shape(source))
-    axes = [int(a) % rank for a in expr.attrs.axes] if expr.attrs.axes is not None else list(range(rank))[::-1]
+    axes = attrs.order(expr)
     if graph.is_const(source):
         return graph.const(np.ascontiguousarray(graph.value(source).transpose(axes)))
     inner = rewriter.definition(source)
     if inner is None or graph.op_name(inner) != "relax.dequantize" or not graph.is_const(inner.args[0]):
         return None
     q, scale, zero = inner.args
-    axis = axes.index(int(inner.attrs.axis) % rank) if graph.shape(scale) else -1
+    axis = axes.index(int(inner.attrs.axis) % len(axes)) if graph.shape(scale) else -1
     permuted = graph.const(np.ascontiguousarray(graph.value(q).transpose(axes)))
     return relax.op.dequantize(permuted, scale, zero, axis, graph.dtype(var))

@@ -68,8 +68,7 @@ def move_weights(rw, var, expr):
     found = read(rw, expr.args[0])
     if op_name(expr) != "relax.permute_dims" or found is None or not found.constant:
         return None
-    rank = len(found.q.ty.shape)
-    axes = [int(x) % rank for x in expr.attrs.axes] if expr.attrs.axes is not None else list(range(rank))[::-1]
+    axes = attrs.order(expr)
     axis = None if found.axis is None else axes.index(found.axis)
     if graph.is_const(found.q):
         q = graph.const(np.ascontiguousarray(graph.value(found.q).transpose(axes)))

@@ -15,7 +15,7 @@ from math import prod
 import tvm
 from tvm import relax
 
-from tvmcompress.ir import graph
+from tvmcompress.ir import attrs, graph
 from tvmcompress.ir.graph import Expr, Rewriter, Var, op_name
 from tvmcompress.lower.channels_last import ELEMENTWISE
 
@@ -126,9 +126,8 @@ def first(rank: int) -> list[int]:
 def permutes(expr: Expr, axes: Callable[[int], list[int]]) -> bool:
     if op_name(expr) != PERMUTE or not graph.has_static_shape(expr.args[0]):
         return False
-    rank = len(graph.shape(expr.args[0]))
-    given = range(rank)[::-1] if expr.attrs.axes is None else [int(a) % rank for a in expr.attrs.axes]
-    return rank > 1 and [*given] == axes(rank)
+    given = attrs.order(expr)
+    return len(given) > 1 and given == axes(len(given))
 
 
 class Views:

@@ -33,7 +33,7 @@ MOVES = ("relax.reshape", "relax.permute_dims", "relax.strided_slice")
 FEW_ZEROS = 0.95  # of a layer's weights: with more than that it is not sparse
 EFFICIENCY = {"float32": 0.85, "int32": 0.7}  # of the peak, that dense kernels reach
 STREAM = 10  # bytes in a cycle that all cores together read from memory
-FEW_PIXELS = 2
+FEW_PIXELS = 2  # with which a layer takes as long as its weights take to arrive
 OFFSET = 2  # bytes of an offset
 WINOGRAD = 0.6  # of the time of the other dense kernel
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import tvm
 from tvm import relax
 
-from tvmcompress.ir import graph
+from tvmcompress.ir import attrs, graph
 from tvmcompress.ir.graph import Expr, Rewriter, Var, op_name
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import transpose
 from tvmcompress.lower.channels_last import ELEMENTWISE
+from tvmcompress.lower.planes import PERMUTE
 
-PERMUTE = "relax.permute_dims"
 RESHAPE = "relax.reshape"  # costs nothing, and is in nobody's way
 ANCHORS = ("relax.nn.conv2d", "relax.matmul")
 
@@ -26,16 +26,14 @@ def apart(mod: tvm.IRModule) -> set[Var]:
     """The permutations that no other loop would take in."""
     definitions, readers = graph.definitions(mod), graph.consumers(mod)
 
-    def made(var: Expr, behind: bool = False) -> bool:
-        """By an anchor and what is fused behind it, or an input."""
-        expr = definitions.get(var)
-        if expr is None:
-            return isinstance(var, relax.Var) and not behind
-        if op_name(expr) == RESHAPE:
-            return made(expr.args[0], behind)
-        return op_name(expr) in ANCHORS or (
-            op_name(expr) in ELEMENTWISE and any(made(a, True) for a in expr.args if isinstance(a, relax.Var))
-        )
+    inputs = set(mod["main"].params)
+    behind = set[Var]()  # an anchor: what it makes, and what is fused behind it
+    for var, expr in definitions.items():
+        read = {a for a in getattr(expr, "args", ()) if isinstance(a, relax.Var)}
+        if op_name(expr) in ANCHORS or (op_name(expr) in (*ELEMENTWISE, RESHAPE) and read & behind):
+            behind.add(var)
+        elif op_name(expr) == RESHAPE and read & inputs:
+            inputs.add(var)
 
     def taken(var: Var) -> bool:
         """By anchors, or as a result."""
@@ -46,14 +44,14 @@ def apart(mod: tvm.IRModule) -> set[Var]:
             for reader in readers.get(var, [])
         )
 
-    return {var for var, expr in definitions.items() if op_name(expr) == PERMUTE and made(expr.args[0]) and taken(var)}
+    permuted = (var for var, expr in definitions.items() if op_name(expr) == PERMUTE)
+    return {var for var in permuted if definitions[var].args[0] in inputs | behind and taken(var)}
 
 
 def swapped(rw: Rewriter, var: Var, expr: Expr, isa: Isa) -> Expr | None:
     """A call of the kernel; None where a permutation is not two axes that change places, or too small."""
     x, shape = expr.args[0], graph.shape(expr.args[0])
-    axes = range(len(shape))[::-1] if expr.attrs.axes is None else [int(a) % len(shape) for a in expr.attrs.axes]
-    swap, dtype = transpose.swap_of(shape, axes), graph.dtype(var)
+    swap, dtype = transpose.swap_of(shape, attrs.order(expr)), graph.dtype(var)
     if swap is None or not transpose.suits(swap, dtype, isa):
         return None
     name = rw.builder.add_func(transpose.transpose(swap, dtype, isa), "transpose")

@@ -123,7 +123,7 @@ def cut(mod: tvm.IRModule, anchor: Var, members: Collection[Var] = ()) -> tvm.IR
     rewriter.replacement.update(params)
     with rewriter.builder.function("main", list(params.values())):
         with rewriter.builder.dataflow():
-            for read in params.keys() & members:
+            for read in (var for var in params if var in members):
                 call = relax.op.permute_dims(params[read], planes.last(len(read.ty.shape)))
                 rewriter.replacement[read] = rewriter.emit(call)
             for var in inside:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tvm import relax
 
-from tvmcompress.ir import graph
+from tvmcompress.ir import attrs, graph
 from tvmcompress.passes.support.channel_groups import Labels
-from tvmcompress.passes.support.channel_shapes import axes_of, reshaped
+from tvmcompress.passes.support.channel_shapes import reshaped
 
 if TYPE_CHECKING:
     from tvmcompress.passes.support.channel_flow import Flow
@@ -125,7 +125,7 @@ def prelu(flow: Flow, var: relax.Var, call: relax.Call) -> Labels:
 
 
 def permute_dims(flow: Flow, var: relax.Var, call: relax.Call) -> Labels:
-    return passed(flow, var, call, {before: after for after, before in enumerate(axes_of(call))})
+    return passed(flow, var, call, {before: after for after, before in enumerate(attrs.order(call))})
 
 
 def reshape(flow: Flow, var: relax.Var, call: relax.Call) -> Labels:

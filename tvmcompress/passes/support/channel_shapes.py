@@ -9,7 +9,7 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmcompress.ir import graph
+from tvmcompress.ir import attrs, graph
 from tvmcompress.passes.support.channel_groups import Groups, Ids, Labels
 
 RESHAPES = ("relax.reshape", "relax.squeeze", "relax.expand_dims", "relax.flatten", "relax.nn.batch_flatten")
@@ -131,19 +131,13 @@ def shuffle_of(x: graph.Expr, first: relax.Call, middle: relax.Call, last: relax
         return None
     dims = graph.shape(x)
     places = np.arange(size(dims, range(len(dims)))).reshape(dims)
-    moved = places.reshape(graph.shape(first)).transpose(axes_of(middle)).reshape(dims)
+    moved = places.reshape(graph.shape(first)).transpose(attrs.order(middle)).reshape(dims)
     for axis, dim in enumerate(dims):
         stride = size(dims, range(axis + 1, len(dims)))
         order = first_along(moved, axis) // stride
         if dim > 1 and sorted(order) == list(range(dim)) and np.array_equal(moved, places.take(order, axis)):
             return Shuffle(x, axis, order)
     return None
-
-
-def axes_of(call: relax.Call) -> list[int]:
-    """The order of a permute_dims; none given is backwards."""
-    rank = len(call.args[0].ty.shape)
-    return [int(a) % rank for a in call.attrs.axes] if call.attrs.axes is not None else list(range(rank))[::-1]
 
 
 def transposition(order: np.ndarray) -> int | None:
