@@ -165,7 +165,7 @@ def test_planes_are_read_as_they_lie():
     weight = np.random.default_rng(0).integers(-2, 2, (5, 40, 1, 1)).astype(np.float32)
     how = product(conv, isa, "float32", "float32")
     tiles = [t for t in sparse_rows_plan.tiles(conv, isa, how) if t.images == sparse_rows_plan.NONE]
-    assert {t.columns for t in tiles} == {16, 48}  # whole vectors, and tiles that fill the row
+    assert {t.columns for t in tiles} == {16, 24, 48}  # runs of which a row is some
     p = sparse_rows_plan.Plan(how, next(t for t in tiles if t.slice == 32), conv)
     assert (p.plane, p.unit) == (48, 16)
     streams = sparse_rows_lists.pack(weight, p)
@@ -185,7 +185,27 @@ def test_planes_a_power_of_two_apart_share_sets(width, share):
     assert sparse_rows_plan.sets(sparse_rows_plan.Plan(how, copy, conv), isa) == 1
 
 
-@pytest.mark.parametrize("change", [{"w": 40}, {"h": 3}, {"padding": (0, 1, 0, 1)}, {"kernel": (1, 3)}])
+@pytest.mark.parametrize("width, unit", [(40, 8), (196, 4), (49, 1), (37, 1)])
+def test_planes_that_are_no_whole_vectors(width, unit):
+    conv, isa = Conv2d(1, 1, width, 40, 5, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)), ISAS["x86-64-v4"]
+    weight = np.random.default_rng(0).integers(-2, 2, (5, 40, 1, 1)).astype(np.float32)
+    how = product(conv, isa, "float32", "float32")
+    tiles = [t for t in sparse_rows_plan.tiles(conv, isa, how) if t.images == sparse_rows_plan.NONE]
+    assert width in {t.columns for t in tiles}
+    p = sparse_rows_plan.Plan(how, tiles[-1], conv)
+    assert (p.plane, p.unit) == (width, unit)
+    np.testing.assert_array_equal(from_rows(sparse_rows_lists.pack(weight, p), p), weight)
+
+
+@pytest.mark.parametrize("width, name, there", [(6, "rpi4", True), (7, "rpi4", False), (7, "x86-64-v4", True)])
+def test_the_last_words_of_planes_are_read_at_once_or_not_at_all(width, name, there):
+    """Three words are no register where there are no masks."""
+    conv, isa = Conv2d(1, 1, width, 40, 5, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)), ISAS[name]
+    tiles = sparse_rows_plan.tiles(conv, isa, product(conv, isa, "float32", "float32"))
+    assert (sparse_rows_plan.NONE in {t.images for t in tiles if t.columns == width}) == there
+
+
+@pytest.mark.parametrize("change", [{"h": 3}, {"padding": (0, 1, 0, 1)}, {"kernel": (1, 3)}])
 def test_planes_that_have_to_be_copied(change):
     conv, isa = Conv2d(1, 1, 48, 40, 5, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)), ISAS["x86-64-v4"]
     conv = replace(conv, **change)

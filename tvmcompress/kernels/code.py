@@ -7,7 +7,7 @@ is written here is of any instruction set: vectors of `lanes` words, dot product
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tvmcompress.isa import Dot, Pick
 
@@ -23,13 +23,13 @@ FETCH = "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)\n"
 
 @dataclass
 class Function:
-    """Lines of a function; `new` gives names that are not taken; `needs` are functions that it calls."""
+    """Lines of a function; `new` gives names that are not taken; `needs` is text of functions that it calls."""
 
     name: str
     params: Sequence[str]
     lines: list[str] = field(default_factory=list)
     count: int = 0
-    needs: str = ""  # declarations and functions that it calls, but for what all may call
+    needs: list[str] = field(default_factory=list)  # but for what all may call
 
     def new(self, expression: str) -> str:
         self.count += 1
@@ -59,6 +59,10 @@ class Words:
     dot: Dot | None
     fused: bool
     narrow: str = ""
+
+    def sized(self, lanes: int) -> Words:
+        """In vectors of so many words."""
+        return replace(self, lanes=lanes)
 
     @property
     def word(self) -> str:
@@ -142,21 +146,40 @@ class Picked:
         return f.new(f"call {words.vector} @{self.pick.function}({arguments})")
 
 
-def rows(words: Words, vectors: int, step: int, index: str, more: bool, lines: int = 0, unit: int = 1) -> Function:
-    """Sums of rows of outputs: for each, weights times vectors of pixels.
+def tail(words: Words, count: int) -> int:
+    """Words of the register that holds what is left of `count` behind whole vectors; those of a whole one where
+    nothing is left, or a dot product takes no less."""
+    rest = count % words.lanes
+    return 1 << (rest - 1).bit_length() if rest and not words.dot else words.lanes
+
+
+def rows(
+    words: Words, span: int, step: int, index: str, more: bool, lines: int = 0, unit: int = 1, bare: bool = False,
+    direct: bool = False,
+) -> Function:  # fmt: skip
+    """Sums of rows of outputs: for each, weights times `span` pixels.
 
     `step` weights at a time; offsets are integers of type `index` that count `unit` words. `more`: sums are added to.
+    With `bare` nothing is read behind the last pixel, with `direct` nothing is written there; else a few words are.
     Arguments: tile, values, offsets, counts (of weights of a row, and which row it is), how many rows, where the first
     weight is, sums of the first row and of the second; weights are counted in steps. With `lines` two more, for what is
     fetched with each row: so many lines of the cache, see AHEAD.
     """
-    name = f"tvmcompress_rows_{words.tag}_{vectors}_{step}_{index}_{'more' if more else 'first'}"
+    vectors, last = -(-span // words.lanes), tail(words, span)
+    rest = (span - 1) % words.lanes + 1  # what the last vector is to hold
+    name = f"tvmcompress_rows_{words.tag}_{span}_{step}_{index}_{'more' if more else 'first'}"
     name += f"_by_{unit}" if unit > 1 else ""
+    name += "_bare" * bare + "_direct" * direct
     name += f"_{lines}{AHEAD}" if lines else ""
     arrays = [f"ptr noalias %{name}" for name in ("tile", "values", "offsets", "counts")]
     ahead = ["ptr %ahead", "i64 %pitch"] if lines else []
     f = Function(name, [*arrays, "i32 %count", "i32 %first", "ptr %sums", "ptr %next", END, *ahead])
-    f.needs = FETCH if lines else ""
+    if lines:
+        f.needs.append(FETCH)
+    parts = [words] * (vectors - 1) + [words.sized(last) if last < words.lanes else words]
+    f.needs += [one.declarations() for one in {words, parts[-1]} - {words}]
+    # Of the last vector, where it holds more than there is.
+    mask = first_lanes(last, rest) if rest < last else ""
     first = f.new("zext i32 %first to i64")
     apart = f.new(f"sub i64 {f.new('ptrtoint ptr %next to i64')}, {f.new('ptrtoint ptr %sums to i64')}")
     f.add("br label %row")
@@ -173,7 +196,11 @@ def rows(words: Words, vectors: int, step: int, index: str, more: bool, lines: i
             f.add(f"call void @llvm.prefetch.p0(ptr {f.at(far, LINE_BYTES * line)}, i32 1, i32 3, i32 1)")
     out = f.at("%sums", f.new(f"mul i64 {which}, {apart}"))
     places = [f.at(out, v * words.bytes) for v in range(vectors)]
-    start = [f.new(f"load {words.sums}, ptr {p}, align 4") if more else "zeroinitializer" for p in places]
+    start = ["zeroinitializer"] * vectors
+    if more:
+        start = [f.new(f"load {part.sums}, ptr {place}, align 4") for part, place in zip(parts[:-1], places)]
+        held = mask if direct else ""
+        start.append(load(f, parts[-1].sums, places[-1], held))
     f.add(f"%empty = icmp uge i64 {begin}, {end}")
     f.add("br i1 %empty, label %done, label %weight")
     f.add("weight:")
@@ -195,23 +222,58 @@ def rows(words: Words, vectors: int, step: int, index: str, more: bool, lines: i
             taps = f.new(f"bitcast {words.vector} {taps} to {words.weights}")
         far = f.new(f"zext {index} {offset} to i64")
         data = f.new(f"getelementptr [{unit} x {words.word}], ptr %tile, i64 {far}")
-        for v in range(vectors):
-            read = f.new(f"load {words.vector}, ptr {f.at(data, v * words.bytes)}, align 4")
-            totals[v] = words.step(f, totals[v], read, taps)
-    phis = [f"  %s{v} = phi {words.sums} [{start[v]}, %row], [{totals[v]}, %weight]" for v in range(vectors)]
+        fewer = taps
+        if last < words.lanes:
+            order = ", ".join(f"i32 {lane}" for lane in range(last))
+            fewer = f.new(f"shufflevector {words.vector} {taps}, {words.vector} poison, <{last} x i32> <{order}>")
+        for v, part in enumerate(parts):
+            behind = v == vectors - 1
+            read = load(f, part.vector, f.at(data, v * words.bytes), mask if behind and bare else "")
+            totals[v] = part.step(f, totals[v], read, fewer if behind else taps)
+    phis = [f"  %s{v} = phi {part.sums} [{start[v]}, %row], [{totals[v]}, %weight]" for v, part in enumerate(parts)]
     f.lines[head:head] = phis
     f.add("%j.next = add i64 %j, 1")
     f.add(f"%j.more = icmp ult i64 %j.next, {end}")
     f.add("br i1 %j.more, label %weight, label %done")
     f.add("done:")
-    found = [f.new(f"phi {words.sums} [{start[v]}, %row], [{totals[v]}, %weight]") for v in range(vectors)]
-    for place, value in zip(places, found):
-        f.add(f"store {words.sums} {value}, ptr {place}, align 4")
+    found = [f.new(f"phi {part.sums} [{start[v]}, %row], [{totals[v]}, %weight]") for v, part in enumerate(parts)]
+    for v, part in enumerate(parts):
+        store(f, part.sums, found[v], places[v], mask if direct and v == vectors - 1 else "")
     f.add("%r.next = add i32 %r, 1")
     f.add("%r.more = icmp ult i32 %r.next, %count")
     f.add("br i1 %r.more, label %row, label %finish")
     f.add("finish:")
     return f
+
+
+def first_lanes(lanes: int, count: int) -> str:
+    """A mask."""
+    return "<" + ", ".join(f"i1 {int(lane < count)}" for lane in range(lanes)) + ">"
+
+
+def suffix(vector: str) -> str:
+    """Of names of LLVM's functions for a type such as <16 x float>."""
+    lanes, kind = vector.strip("<>").split(" x ")
+    return f"v{lanes}{'f32' if kind == FLOAT else kind}"
+
+
+def load(f: Function, vector: str, pointer: str, mask: str = "", otherwise: str = "zeroinitializer") -> str:
+    """Words of a type such as <16 x float>; only those in the mask, if there is one, are read."""
+    if not mask:
+        return f.new(f"load {vector}, ptr {pointer}, align 4")
+    lanes, name = vector.split(" ")[0], f"@llvm.masked.load.{suffix(vector)}.p0"
+    f.needs.append(f"declare {vector} {name}(ptr, i32, {lanes} x i1>, {vector})\n")
+    return f.new(f"call {vector} {name}(ptr {pointer}, i32 4, {lanes} x i1> {mask}, {vector} {otherwise})")
+
+
+def store(f: Function, vector: str, value: str, pointer: str, mask: str = "") -> None:
+    """As `load`."""
+    if not mask:
+        f.add(f"store {vector} {value}, ptr {pointer}, align 4")
+        return
+    lanes, name = vector.split(" ")[0], f"@llvm.masked.store.{suffix(vector)}.p0"
+    f.needs.append(f"declare void {name}({vector}, ptr, i32, {lanes} x i1>)\n")
+    f.add(f"call void {name}({vector} {value}, ptr {pointer}, i32 4, {lanes} x i1> {mask})")
 
 
 def broadcast(f: Function, words: Words, pointer: str) -> str:
@@ -235,7 +297,7 @@ def blocks(
     name += f"_{picked.pick.function}_{picked.words}" if picked else ""
     arrays = [f"ptr noalias %{name}" for name in ("image", "values", "offsets", *(["places"] if picked else []))]
     f = Function(name, [*arrays, "i32 %count", "ptr %out", "ptr %column", "ptr %line", END])
-    f.needs = picked.pick.body if picked else ""
+    f.needs += [picked.pick.body] if picked else []
     first, column, line = (f.new(f"ptrtoint ptr %{n} to i64") for n in ("out", "column", "line"))
     apart, below = f.new(f"sub i64 {column}, {first}"), f.new(f"sub i64 {line}, {first}")
     bytes_ = words.bytes if not words.narrow else words.lanes * int(words.narrow[1:]) // 8
@@ -283,5 +345,5 @@ HELPERS = (
 
 def module(words: Words, functions: Sequence[Function]) -> str:
     """Text of them all."""
-    needs = dict.fromkeys(f.needs for f in functions)
+    needs = dict.fromkeys(text for f in functions for text in f.needs)
     return HELPERS + "".join([words.declarations(), *needs, *{f.name: f.text() for f in functions}.values()])

@@ -7,16 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tvmcompress.kernels.code import END, Function, Words
-
-
-def masked_load(f: Function, words: Words, pointer: str, mask: str, otherwise: str) -> str:
-    kinds = f"ptr {pointer}, i32 4, <{words.lanes} x i1> {mask}, {words.vector} {otherwise}"
-    return f.new(f"call {words.vector} @llvm.masked.load.v{words.lanes}{suffix(words.word)}.p0({kinds})")
-
-
-def suffix(kind: str) -> str:
-    return "f32" if kind == "float" else "i32"
+from tvmcompress.kernels.code import END, Function, Words, first_lanes, load, store
 
 
 def every(f: Function, words: Words, vectors: Sequence[str], stride: int) -> str:
@@ -45,7 +36,6 @@ def copy(words: Words, stride: int, groups: int, pitch: int, plane: int, channel
     lanes = words.lanes
     name = f"tvmcompress_planes_{words.tag}_{stride}_{groups}_{pitch}_{plane}_{channels}"
     f = Function(name, ["ptr %line", "i32 %first", "i32 %width", "ptr noalias %planes", f"{words.word} %fill", END])
-    f.needs = loads(words)
     fill = words.splat(f, "%fill", words.word)
     count = groups * stride  # vectors that are read
     # The last of them only as far as it is wanted.
@@ -76,10 +66,7 @@ def copy(words: Words, stride: int, groups: int, pitch: int, plane: int, channel
             read = []
             for v in range(g * stride, (g + 1) * stride):
                 place = f.at(source, v * words.bytes)
-                if selected:
-                    read.append(masked_load(f, words, place, masks[v], fill))
-                else:
-                    read.append(f.new(f"load {words.vector}, ptr {place}, align 4"))
+                read.append(load(f, words.vector, place, masks[v] if selected else "", fill))
             value = every(f, words, read, stride) if stride > 1 else read[0]
             f.add(f"store {words.vector} {value}, ptr {f.at(target, g * words.bytes)}, align 4")
         f.add(f"{k}.next = add i64 {k}, 1")
@@ -100,7 +87,6 @@ def lines(words: Words, outputs: int, span: int, rows: int, line: int, columns: 
         f"tvmcompress_lines_{words.tag}_{outputs}_{span}_{rows}_{line}_{columns}",
         ["ptr noalias %sums", "ptr %out", "ptr %next", END],
     )
-    f.needs = stores(words)
     apart = f.new(f"sub i64 {f.new('ptrtoint ptr %next to i64')}, {f.new('ptrtoint ptr %out to i64')}")
     f.add("br label %output")
     f.add("output:")
@@ -110,26 +96,14 @@ def lines(words: Words, outputs: int, span: int, rows: int, line: int, columns: 
     wholes, rest = divmod(columns, words.lanes)
     for r in range(rows):
         for v in range(wholes):
-            one = f.new(f"load {words.sums}, ptr {f.at(source, (r * line + v * words.lanes) * 4)}, align 4")
-            f.add(f"store {words.sums} {one}, ptr {f.at(target, (r * columns + v * words.lanes) * 4)}, align 4")
+            one = load(f, words.sums, f.at(source, (r * line + v * words.lanes) * 4))
+            store(f, words.sums, one, f.at(target, (r * columns + v * words.lanes) * 4))
         if rest:
-            one = f.new(f"load {words.sums}, ptr {f.at(source, (r * line + wholes * words.lanes) * 4)}, align 4")
+            one = load(f, words.sums, f.at(source, (r * line + wholes * words.lanes) * 4))
             place = f.at(target, (r * columns + wholes * words.lanes) * 4)
-            mask = "<" + ", ".join(f"i1 {int(lane < rest)}" for lane in range(words.lanes)) + ">"
-            kinds = f"{words.sums} {one}, ptr {place}, i32 4, <{words.lanes} x i1> {mask}"
-            f.add(f"call void @llvm.masked.store.v{words.lanes}{suffix(words.sum)}.p0({kinds})")
+            store(f, words.sums, one, place, first_lanes(words.lanes, rest))
     f.add("%o.next = add i64 %o, 1")
     f.add(f"%o.more = icmp ult i64 %o.next, {outputs}")
     f.add("br i1 %o.more, label %output, label %done")
     f.add("done:")
     return f
-
-
-def loads(words: Words) -> str:
-    name = f"@llvm.masked.load.v{words.lanes}{suffix(words.word)}.p0"
-    return f"declare {words.vector} {name}(ptr, i32, <{words.lanes} x i1>, {words.vector})\n"
-
-
-def stores(words: Words) -> str:
-    name = f"@llvm.masked.store.v{words.lanes}{suffix(words.sum)}.p0"
-    return f"declare void {name}({words.sums}, ptr, i32, <{words.lanes} x i1>)\n"

@@ -164,8 +164,10 @@ def written(p: Plan, count: int, word: str, index: str, shape: tuple[int, ...], 
     planes_in, planes_out = p.source == PLANES, p.result == PLANES
     # Of results in planes a row is a run of memory.
     lines = -(-p.pixels * 4 // code.LINE_BYTES) if planes_out else 0
-    first = code.rows(words, p.vectors, STEP, BITS[index], False, lines, p.unit)
-    more = code.rows(words, p.vectors, STEP, BITS[index], True, 0, p.unit)
+    first, more = (
+        code.rows(words, p.span, STEP, BITS[index], again, 0 if again else lines, p.unit, not p.copied, p.direct)
+        for again in (False, True)
+    )
     copied, stored = [copy_function(p)] if p.copied else [], result_functions(p, span)
     functions = [*copied, first, *([more] if p.slices > 1 else []), *stored]
     facts = attributes(NAME, name_of(conv, product, p.source, p.result), conv, product, functions)
@@ -179,8 +181,7 @@ def written(p: Plan, count: int, word: str, index: str, shape: tuple[int, ...], 
         "chunks": p.chunks, "chunk": p.chunk, "slices": p.slices,
         "slice": p.tile.slice * (p.plane if p.copied else 1), "span": span, "lanes": lanes, "lines": p.lines,
         "line": p.line, "groups": -(-p.line // lanes), "call": called, "fill": fill_word(p, fill), "facts": facts,
-        # What the last vector of an output has too much: see `direct`.
-        "pixels": round_up(p.pixels, lanes) if p.direct else p.pixels,
+        "pixels": p.pixels,
     }  # fmt: skip
     axes = result_axes(shape, (conv.n, oh, ow, conv.oc))
     image = "x[vi, 0:channels, 0:area]" if planes_in else "x[vi, 0:height, 0:wide, 0:channels]"

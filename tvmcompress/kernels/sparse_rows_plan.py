@@ -8,7 +8,7 @@ from functools import cached_property, lru_cache
 
 from tvmcompress.isa import Isa
 from tvmcompress.kernels.choices import Choices, untuned
-from tvmcompress.kernels.code import LINE_BYTES
+from tvmcompress.kernels.code import LINE_BYTES, tail
 from tvmcompress.kernels.conv2d import Conv2d, key
 from tvmcompress.kernels.sparse import Product
 from tvmcompress.kernels.tiles import round_up
@@ -20,12 +20,14 @@ LATENCY = 4  # cycles of a multiply-add
 FAR, BEYOND = 0.75, 1.5  # cycles that a load takes longer from the second cache, and from beyond
 FILLED = 0.4  # for a line of a slice that comes to the first cache for a chunk
 ACROSS = 0.5  # and one from two lines
+SHORTER = 0.5  # what a vector of half a line or less takes of a whole one
 MISSED = 10  # of a branch that was not foreseen
 COPIED = 0.3  # for a word of the copy
-TOUCHED = 0.2  # for a word that is read as it lies, the first time
+TOUCHED = 0.12  # for a word that is read as it lies, the first time
 SPREAD = 0.3  # for a word of sums that wait; with what dense kernels take too for their results it is three times that
 DISPLACED = 0.25  # for a word of results that has left the first cache by when what is fused behind it reads it
 RAGGED = 1.0  # for a word of results, more, where some tiles have fewer pixels and vectors do not end with them
+SHARED = 400  # of a row of sums that ends in the middle of a line of the cache, which another task writes, too
 TURNED = 0.1  # for a word that is transposed, more
 STRAGGLING = 0.1  # of a task, by which threads end one after the other
 WAYS = 8  # lines of a set
@@ -87,7 +89,7 @@ class Plan:
     @property
     def unit(self) -> int:
         """Words that offsets are multiples of."""
-        return 1 if self.copied else self.product.lanes
+        return 1 if self.copied else math.gcd(self.plane, self.product.lanes)
 
     @property
     def line(self) -> int:
@@ -119,10 +121,15 @@ class Plan:
         vectors = self.image * len(self.origins) // self.product.lanes
         return (vectors + 1 - vectors % 2) * self.product.lanes
 
+    @property
+    def span(self) -> int:
+        """Words of the sums of one output."""
+        return (self.tile.rows - 1) * self.line + self.tile.columns
+
     @cached_property
     def vectors(self) -> int:
         """Of the sums of one output."""
-        return -(-((self.tile.rows - 1) * self.line + self.tile.columns) // self.product.lanes)
+        return -(-self.span // self.product.lanes)
 
     @property
     def length(self) -> int:
@@ -144,10 +151,8 @@ class Plan:
 
     @property
     def direct(self) -> bool:
-        """Whether sums are results: planes, where what the last vector of an output has too much hurts nobody."""
-        tiles = -(-self.conv.out[0] // self.tile.rows) * -(-self.conv.out[1] // self.tile.columns)
-        gaps = self.tile.rows > 1 and self.line > self.tile.columns
-        return self.result == PLANES and not gaps and (tiles == 1 or self.pixels % self.product.lanes == 0)
+        """Whether sums are results: planes, where nothing lies between rows."""
+        return self.result == PLANES and self.span == self.pixels
 
     @property
     def chunks(self) -> int:
@@ -172,6 +177,8 @@ def plan(
     source: str = PIXELS, result: str = PIXELS,
 ) -> Plan | None:  # fmt: skip
     """None where windows are so large that no tile is in reach, or rows too long for a layout."""
+    if result == PLANES and conv.oc < LEAST:
+        return None
     if not (found := ranked(conv, isa, product, density, source, result)):
         return None
     return Plan(product, choices(name_of(conv, product, source, result))("tile", found), conv, source, result)
@@ -180,8 +187,6 @@ def plan(
 @lru_cache(1024)
 def ranked(conv: Conv2d, isa: Isa, product: Product, density: float, source: str, result: str) -> tuple[Tile, ...]:
     """The tiles, the fastest first; layers of one shape and builds of one model ask for the same."""
-    if result == PLANES and conv.oc < LEAST:
-        return ()
     plans = [Plan(product, tile, conv, source, result) for tile in tiles(conv, isa, product)]
     # A tile of planes is a run of memory.
     found = [
@@ -206,7 +211,7 @@ def tiles(conv: Conv2d, isa: Isa, product: Product) -> list[Tile]:
     made = [
         Tile(rows, columns, part, chunk, parts, images)
         for rows, columns in sorted(shapes)
-        for images in (*kinds, *([NONE] if in_vectors(conv, product, rows, columns) else []))
+        for images in (*kinds, *([NONE] if as_they_lie(conv, isa, product, rows, columns) else []))
         for part in slices
         for chunk in chunks
         for parts in (1, 2, 4, 8)
@@ -216,11 +221,12 @@ def tiles(conv: Conv2d, isa: Isa, product: Product) -> list[Tile]:
     return [t for t in made if Plan(product, t, conv).vectors <= isa.registers - 3 and in_reach(Plan(product, t, conv))]
 
 
-def in_vectors(conv: Conv2d, product: Product, rows: int, columns: int) -> bool:
-    """Whether a tile of planes is whole vectors of each, which begin where lines of the cache do: it can be read as it
-    lies."""
+def as_they_lie(conv: Conv2d, isa: Isa, product: Product, rows: int, columns: int) -> bool:
+    """Whether a tile of planes can be read without a copy: it is a run of memory in each, and its last words are read
+    as fast as a vector."""
+    rest = columns % product.lanes
     plain = conv.kernel == conv.strides == (1, 1) and not any(conv.padding) and product.depth == 1
-    return plain and rows == conv.h == 1 and conv.w % columns == columns % product.lanes == 0
+    return plain and rows == conv.h == 1 and conv.w % columns == 0 and (isa.masked or rest & (rest - 1) == 0)
 
 
 def in_reach(p: Plan) -> bool:
@@ -259,15 +265,21 @@ def cost(p: Plan, isa: Isa, density: float) -> float:
     load = 1 + FAR * max(1 - 2 * isa.l1d / held, 0)
     load += BEYOND if p.steps * channel * 4 > isa.l2 * 3 // 4 else 0
     kh, kw = conv.kernel
-    load += ACROSS * sum(p.place(i, j) % lanes > 0 for i in range(kh) for j in range(kw)) / taps
+    if p.copied:
+        load += ACROSS * sum(p.place(i, j) % lanes > 0 for i in range(kh) for j in range(kw)) / taps
+    else:
+        load += ACROSS * (1 - math.gcd(p.plane, tile.columns, lanes) / lanes)
     lengths = min(p.chunk, 1 + 5 * math.sqrt(weights * (1 - density)) / STEP)  # that differ in a chunk, about
-    row = (weights + STEP / 4) * max(p.vectors * load + 0.75, LATENCY) + MISSED * lengths / p.chunk + 2
+    vectors = p.vectors - (1 - SHORTER) * (tail(p.product.words, p.span) * 2 <= lanes and lanes * 4 == LINE_BYTES)
+    row = (weights + STEP / 4) * max(vectors * load + 0.75, LATENCY) + MISSED * lengths / p.chunk + 2
     row += p.vectors * (1 if p.slices == 1 else 2)
     filled = 0 if p.slices == 1 else FILLED * p.slices * min(tile.slice, p.steps) * channel * 4 / LINE_BYTES
     copied = p.steps * p.lines * len(p.origins) * round_up(p.line, lanes)
     written = rows * tile.rows * round_up(tile.columns, lanes)
     moved = (COPIED + (TURNED if p.source == PIXELS else 0) if p.copied else TOUCHED) * copied
     moved += (0 if p.direct else SPREAD + (TURNED if p.result == PIXELS else 0)) * written
+    if p.result == PLANES and tile.parts * conv.n < tasks and math.gcd(oh * ow, p.pixels) * 4 % LINE_BYTES:
+        moved += SHARED * rows
     results = p.chunk * tile.rows * tile.columns * 4
     moved += DISPLACED * max(1 - isa.l1d / (results + min(tile.slice, p.steps) * channel * 4), 0) * p.direct * written
     moved += (RAGGED if p.result == PLANES and ow % tile.columns and oh * ow % lanes else 0) * written
