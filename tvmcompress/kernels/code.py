@@ -6,8 +6,12 @@ is written here is of any instruction set: vectors of `lanes` words, dot product
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from tvmcompress.isa import Dot, Pick
 
@@ -153,27 +157,58 @@ def tail(words: Words, count: int) -> int:
     return 1 << (rest - 1).bit_length() if rest and not words.dot else words.lanes
 
 
-def rows(
-    words: Words, span: int, step: int, index: str, more: bool, lines: int = 0, unit: int = 1, bare: bool = False,
-    direct: bool = False,
-) -> Function:  # fmt: skip
-    """Sums of rows of outputs: for each, weights times `span` pixels.
+@dataclass(frozen=True)
+class Rows:
+    """What `rows` sums: `span` pixels, with `step` weights at a time and offsets that are integers of type `index` and
+    count `unit` words.
 
-    `step` weights at a time; offsets are integers of type `index` that count `unit` words. `more`: sums are added to.
     With `bare` nothing is read behind the last pixel, with `direct` nothing is written there; else a few words are.
-    Arguments: tile, values, offsets, counts (of weights of a row, and which row it is), how many rows, where the first
-    weight is, sums of the first row and of the second; weights are counted in steps. With `lines` two more, for what is
-    fetched with each row: so many lines of the cache, see AHEAD.
+    `lines` of the cache are fetched with each row. Sums begin with a `bias` of their row and end between `low` and
+    `high`.
     """
+
+    span: int
+    step: int
+    index: str
+    unit: int = 1
+    bare: bool = False
+    direct: bool = False
+    lines: int = 0
+    bias: bool = False
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def tag(self) -> str:
+        name = f"{self.span}_{self.step}_{self.index}" + (f"_by_{self.unit}" if self.unit > 1 else "")
+        return name + "_bare" * self.bare + "_direct" * self.direct
+
+    def part(self, first: bool, last: bool) -> Rows:
+        """Of sums over several slices: what the first of them does, or the last."""
+        return replace(
+            self, bias=self.bias and first, lines=self.lines if first else 0, low=self.low if last else -math.inf,
+            high=self.high if last else math.inf,
+        )  # fmt: skip
+
+
+def rows(words: Words, how: Rows, more: bool = False) -> Function:
+    """Sums of rows of outputs: for each, weights times vectors of pixels.
+
+    `more`: sums are added to. Arguments: tile, values, offsets, counts (of weights of a row, and which row it is), how
+    many rows, where the first weight is, sums of the first row and of the second; weights are counted in steps. With
+    `bias` its values. With `lines` two more, for what is fetched: an address and bytes to that of the next row, see
+    AHEAD.
+    """
+    span, step, index, lines, unit = how.span, how.step, how.index, how.lines, how.unit
     vectors, last = -(-span // words.lanes), tail(words, span)
     rest = (span - 1) % words.lanes + 1  # what the last vector is to hold
-    name = f"tvmcompress_rows_{words.tag}_{span}_{step}_{index}_{'more' if more else 'first'}"
-    name += f"_by_{unit}" if unit > 1 else ""
-    name += "_bare" * bare + "_direct" * direct
+    name = f"tvmcompress_rows_{words.tag}_{how.tag}_{'more' if more else 'first'}" + "_bias" * how.bias
+    name += "".join(f"_{value:g}" for value in (how.low, how.high) if math.isfinite(value))
     name += f"_{lines}{AHEAD}" if lines else ""
     arrays = [f"ptr noalias %{name}" for name in ("tile", "values", "offsets", "counts")]
     ahead = ["ptr %ahead", "i64 %pitch"] if lines else []
-    f = Function(name, [*arrays, "i32 %count", "i32 %first", "ptr %sums", "ptr %next", END, *ahead])
+    bias = ["ptr noalias %bias"] if how.bias else []
+    f = Function(name, [*arrays, "i32 %count", "i32 %first", "ptr %sums", "ptr %next", END, *bias, *ahead])
     if lines:
         f.needs.append(FETCH)
     parts = [words] * (vectors - 1) + [words.sized(last) if last < words.lanes else words]
@@ -199,8 +234,10 @@ def rows(
     start = ["zeroinitializer"] * vectors
     if more:
         start = [f.new(f"load {part.sums}, ptr {place}, align 4") for part, place in zip(parts[:-1], places)]
-        held = mask if direct else ""
-        start.append(load(f, parts[-1].sums, places[-1], held))
+        start.append(load(f, parts[-1].sums, places[-1], mask if how.direct else ""))
+    elif how.bias:
+        one = f.new(f"load {words.sum}, ptr {f.at('%bias', f.new(f'mul i64 {which}, 4'))}, align 4")
+        start = [part.splat(f, one, part.sum) for part in parts]
     f.add(f"%empty = icmp uge i64 {begin}, {end}")
     f.add("br i1 %empty, label %done, label %weight")
     f.add("weight:")
@@ -228,7 +265,7 @@ def rows(
             fewer = f.new(f"shufflevector {words.vector} {taps}, {words.vector} poison, <{last} x i32> <{order}>")
         for v, part in enumerate(parts):
             behind = v == vectors - 1
-            read = load(f, part.vector, f.at(data, v * words.bytes), mask if behind and bare else "")
+            read = load(f, part.vector, f.at(data, v * words.bytes), mask if behind and how.bare else "")
             totals[v] = part.step(f, totals[v], read, fewer if behind else taps)
     phis = [f"  %s{v} = phi {part.sums} [{start[v]}, %row], [{totals[v]}, %weight]" for v, part in enumerate(parts)]
     f.lines[head:head] = phis
@@ -238,12 +275,25 @@ def rows(
     f.add("done:")
     found = [f.new(f"phi {part.sums} [{start[v]}, %row], [{totals[v]}, %weight]") for v, part in enumerate(parts)]
     for v, part in enumerate(parts):
-        store(f, part.sums, found[v], places[v], mask if direct and v == vectors - 1 else "")
+        kept = between(f, part.sums, found[v], how.low, how.high)
+        store(f, part.sums, kept, places[v], mask if how.direct and v == vectors - 1 else "")
     f.add("%r.next = add i32 %r, 1")
     f.add("%r.more = icmp ult i32 %r.next, %count")
     f.add("br i1 %r.more, label %row, label %finish")
     f.add("finish:")
     return f
+
+
+def between(f: Function, vector: str, value: str, low: float, high: float) -> str:
+    """Floats not above `high`, then not below `low`."""
+    for limit, relation in ((high, "olt"), (low, "ogt")):
+        if math.isfinite(limit):
+            lanes = int(vector.strip("<>").split()[0])
+            bits = struct.pack(">d", np.float32(limit)).hex()
+            limits = "<" + ", ".join([f"{FLOAT} 0x{bits}"] * lanes) + ">"
+            inside = f.new(f"fcmp {relation} {vector} {value}, {limits}")
+            value = f.new(f"select <{lanes} x i1> {inside}, {vector} {value}, {vector} {limits}")
+    return value
 
 
 def first_lanes(lanes: int, count: int) -> str:

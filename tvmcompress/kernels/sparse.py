@@ -9,6 +9,7 @@ code does not depend on them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +77,18 @@ def product(conv: Conv2d, isa: Isa, data: str, weight: str) -> Product | None:
 def called(name: str, *arguments: Expr) -> Expr:
     """A call of a function that is written in LLVM's language."""
     return T.call_extern("void", name, *arguments)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Between which sums are kept; a sum that is no number becomes the first limit that there is, `high` before `low`,
+    as with TVM's own operators."""
+
+    low: float = -math.inf
+    high: float = math.inf
+
+
+UNLIMITED = Limits()
 
 
 @dataclass(frozen=True)

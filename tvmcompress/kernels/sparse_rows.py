@@ -19,6 +19,7 @@ cache do, they need no copy either.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -35,6 +36,8 @@ from tvmcompress.kernels.choices import Choose, first
 from tvmcompress.kernels.sparse import (
     BITS,
     SPARSE_MACS,
+    UNLIMITED,
+    Limits,
     Streams,
     attributes,
     called,
@@ -55,11 +58,10 @@ def sparse_rows(
     offsets: T.Buffer((count,), index),
     pointers: T.Buffer((slots, 2), "uint16"),
     firsts: T.Buffer((chunks * slices,), "int32"),
-    out: T.Buffer(shape, sums),
+{bias}    {result}: T.Buffer(shape, sums),
 ):
     T.func_attr({{"tirx.noalias": True, "op_pattern": 4}})
-{tile}    y = T.sblock_alloc_buffer({scratch}, sums)
-    for i, h, w, s in T.grid(n, heights, widths, parts):
+{tile}{scratch}    for i, h, w, s in T.grid(n, heights, widths, parts):
 {copies}        for c in range(chunks // parts):
             with T.sblock("sparse_rows"):
                 vi, vh, vw = T.axis.remap("SSS", [i, h, w])
@@ -67,15 +69,22 @@ def sparse_rows(
                 T.reads(
                     {read}, values[0:count], offsets[0:count],
                     pointers[vc * (slices * chunk) : vc * (slices * chunk) + slices * chunk, 0:2],
-                    firsts[vc * slices : vc * slices + slices],
+                    firsts[vc * slices : vc * slices + slices],{biased}
                 )
                 T.writes({written})
                 T.sblock_attr(facts)
-{waiting}{slices}{results}    for {indices} in T.grid({extents}):
+{waiting}{slices}{results}{crop}"""
+SCRATCH = """    y = T.sblock_alloc_buffer({size}, sums)
+"""
+CROP = """    for {indices} in T.grid({extents}):
         with T.sblock("crop"):
             {axes} = T.axis.remap("{kinds}", [{indices}])
             out[{axes}] = y[{place}]
 """
+BIAS = """    bias: T.Buffer((chunks * chunk,), sums),
+"""
+BIASED = """
+                    bias[vc * chunk : vc * chunk + chunk],"""
 TILE = """    tile = T.sblock_alloc_buffer((n, heights, widths, parts, length), kind)
 """
 COPIES = """        with T.sblock("copy"):
@@ -109,7 +118,7 @@ SLICE = """                {loop}
                         T.address_of(values[0]), T.address_of(offsets[0]),
                         T.address_of(pointers[(vc * slices + {number}) * chunk, 0]), T.Cast("int32", chunk),
                         firsts[vc * slices + {number}],
-                        T.address_of({sums}), T.address_of({next}), T.address_of({end}){ahead},
+                        T.address_of({sums}), T.address_of({next}), T.address_of({end}){more},
                     ))
 """
 RESULT = """                for o, r in T.grid(chunk // lanes, rows):
@@ -136,27 +145,31 @@ PLACES = {
 }
 HELD = {"sums": "waiting[0]", "next": "waiting[span]", "end": "waiting[chunk * span - 1]"}
 PIXEL_TEXT = {
-    "scratch": "(n, heights * rows, widths * columns, chunks * chunk)",
+    "size": "(n, heights * rows, widths * columns, chunks * chunk)",
     "written": "y[vi, vh * rows : vh * rows + rows, vw * columns : vw * columns + columns, "
     "vc * chunk : vc * chunk + chunk]",
 }
 PLANE_TEXT = {
-    "scratch": "(n, chunks * chunk, heights * widths * pixels)",
+    "size": "(n, chunks * chunk, heights * widths * pixels)",
     "written": "y[vi, vc * chunk : vc * chunk + chunk, "
     "(vh * widths + vw) * pixels : (vh * widths + vw) * pixels + pixels]",
 }
 
 
-def program(p: Plan, streams: Streams, shape: Sequence[int], fill: int = 0) -> PrimFunc:
+def program(
+    p: Plan, streams: Streams, shape: Sequence[int], fill: int = 0, bias: bool = False, limits: Limits = UNLIMITED
+) -> PrimFunc:
     """See `written`."""
     values = streams.values
-    return written(p, len(values), str(values.dtype), str(streams.offsets.dtype), tuple(shape), fill)
+    return written(p, len(values), str(values.dtype), str(streams.offsets.dtype), tuple(shape), fill, bias, limits)
 
 
 @lru_cache(256)
-def written(p: Plan, count: int, word: str, index: str, shape: tuple[int, ...], fill: int) -> PrimFunc:
-    """x (n, h, w, c) or planes of it, then `Streams.arrays`; `shape` as in `sparse_blocks`, or that of planes; `fill`
-    is what padding holds."""
+def written(
+    p: Plan, count: int, word: str, index: str, shape: tuple[int, ...], fill: int, bias: bool, limits: Limits
+) -> PrimFunc:
+    """x (n, h, w, c) or planes of it, then `Streams.arrays`, and with `bias` one for each output; `shape` as in
+    `sparse_blocks`, or that of planes; `fill` is what padding holds."""
     conv, product, lanes, words = p.conv, p.product, p.product.lanes, p.product.words
     oh, ow = conv.out
     kind, span = "int32" if product.depth > 1 else product.data, p.vectors * lanes
@@ -164,12 +177,12 @@ def written(p: Plan, count: int, word: str, index: str, shape: tuple[int, ...], 
     planes_in, planes_out = p.source == PLANES, p.result == PLANES
     # Of results in planes a row is a run of memory.
     lines = -(-p.pixels * 4 // code.LINE_BYTES) if planes_out else 0
-    first, more = (
-        code.rows(words, p.span, STEP, BITS[index], again, 0 if again else lines, p.unit, not p.copied, p.direct)
-        for again in (False, True)
-    )
+    how = code.Rows(
+        p.span, STEP, BITS[index], p.unit, not p.copied, p.direct, lines, bias, low=limits.low, high=limits.high
+    )  # fmt: skip
+    sums = functions_of(p, words, how)
     copied, stored = [copy_function(p)] if p.copied else [], result_functions(p, span)
-    functions = [*copied, first, *([more] if p.slices > 1 else []), *stored]
+    functions = [*copied, *(one for _, one in sums), *stored]
     facts = attributes(NAME, name_of(conv, product, p.source, p.result), conv, product, functions)
     names = {
         "T": T, "n": conv.n, "height": conv.h, "wide": conv.w, "channels": channels, "area": conv.h * conv.w,
@@ -186,16 +199,21 @@ def written(p: Plan, count: int, word: str, index: str, shape: tuple[int, ...], 
     axes = result_axes(shape, (conv.n, oh, ow, conv.oc))
     image = "x[vi, 0:channels, 0:area]" if planes_in else "x[vi, 0:height, 0:wide, 0:channels]"
     copies = "".join(copy_of(p, number, one.name) for one in copied for number in range(len(p.origins)))
+    layout = PLANE_TEXT if planes_out else PIXEL_TEXT
+    place = axes["axes"] if planes_out else "{image}, {across}, {last}".format(**axes)
     text = PROGRAM.format(
         tile=TILE if p.copied else "",
         copies=COPIES.format(image=image, copies=copies) if p.copied else "",
         read="tile[vi, vh, vw, vc // (chunks // parts), 0:length]" if p.copied else image,
         waiting="" if p.direct else WAITING,
-        slices=slices(p, first, more, PLACES if p.direct else HELD),
+        slices=slices(p, sums, PLACES if p.direct else HELD, bias),
         results=results(p, [one.name for one in stored]),
-        place=axes["axes"] if planes_out else "{image}, {across}, {last}".format(**axes),
-        **(PLANE_TEXT if planes_out else PIXEL_TEXT),
-        **axes,
+        bias=BIAS if bias else "",
+        biased=BIASED if bias else "",
+        result="y" if p.whole else "out",
+        scratch="" if p.whole else SCRATCH.format(**layout),
+        crop="" if p.whole else CROP.format(place=place, **axes),
+        written=layout["written"],
     )
     return script.program(text, wide(names))
 
@@ -229,17 +247,32 @@ def copy_of(p: Plan, image: int, name: str) -> str:
     return text.format(row=row, right=sw, column=b - left, base=image * p.image, name=name)
 
 
-def slices(p: Plan, first: code.Function, more: code.Function, places: Mapping[str, str]) -> str:
+def functions_of(p: Plan, words: code.Words, how: code.Rows) -> list[tuple[int, code.Function]]:
+    """What sums the first slice, those between, and the last; and how many slices that is each time."""
+    if p.slices == 1:
+        return [(1, code.rows(words, how))]
+    between = [(p.slices - 2, code.rows(words, how.part(False, False), True))] if p.slices > 2 else []
+    last = code.rows(words, how.part(False, True), True)
+    return [(1, code.rows(words, how.part(True, False))), *between, (1, last)]
+
+
+def slices(p: Plan, sums: Sequence[tuple[int, code.Function]], places: Mapping[str, str], bias: bool) -> str:
     """The text that sums a chunk's rows, slice by slice."""
-    ahead = ", T.address_of({sums}), T.int64(0)".format(**places) if first.name.endswith(code.AHEAD) else ""
     data = "tile[vi, vh, vw, vc // (chunks // parts), {} * slice]" if p.copied else "x[vi, {} * slice, vw * columns]"
-
-    def text_of(loop: str, name: str, number: str, ahead: str) -> str:
-        return SLICE.format(loop=loop, name=name, number=number, ahead=ahead, data=data.format(number), **places)
-
-    text = text_of("for p in range(1):", first.name, "p", ahead)
-    if p.slices > 1:
-        text += text_of("for p in range(slices - 1):", more.name, "(p + 1)", "")
+    text, done = "", 0
+    for count, function in sums:
+        more = ", T.address_of(bias[vc * chunk])" * (bias and done == 0)
+        if function.name.endswith(code.AHEAD):
+            # Of what is whole the results; else `lower.ahead` knows.
+            more += ", T.address_of({sums}), T.int64({pitch})".format(
+                pitch=4 * math.prod(p.conv.out) if p.whole else 0, **places
+            )
+        number = f"({done} + p)"
+        text += SLICE.format(
+            loop=f"for p in range({count}):", name=function.name, number=number, more=more, data=data.format(number),
+            **places,
+        )  # fmt: skip
+        done += count
     return text
 
 
@@ -265,18 +298,19 @@ def fill_word(p: Plan, fill: int) -> Expr:
 def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     """Tasks in parallel; what is fused behind right after each chunk of outputs."""
     _, anchor, after = generic.around_anchor(sch)
-    after, larger = broadcast_from(sch, after)
+    after, larger = broadcast_from(sch, after) if after else ([], [])
     for block in [*after[:-1], *larger[:-1]]:
         sch.compute_inline(block)
-    last = after[-1]
     *tasks, chunk = sch.get_loops(anchor)
-    sch.reverse_compute_at(last, chunk, preserve_unit_loops=True)
+    for last in after[-1:]:
+        sch.reverse_compute_at(last, chunk, preserve_unit_loops=True)
     if isa.cores > 1:
         small = int(sch.get(anchor).annotations[MACS]) < SPARSE_MACS
         count = choose("tasks", first(0 if small else len(tasks), range(len(tasks) + 1)))
         if count:
             sch.parallel(sch.fuse(*tasks[:count]))
-    in_vectors(sch, last, isa)
+    for last in after[-1:]:
+        in_vectors(sch, last, isa)
     sch.annotate(sch.get_loops(anchor)[0], "pragma_import_llvm", sch.get(anchor).annotations[CODE])
     for block in larger[-1:]:
         generic.schedule_elementwise(sch, block, isa, choose)

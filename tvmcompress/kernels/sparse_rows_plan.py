@@ -25,7 +25,8 @@ MISSED = 10  # of a branch that was not foreseen
 COPIED = 0.3  # for a word of the copy
 TOUCHED = 0.12  # for a word that is read as it lies, the first time
 SPREAD = 0.3  # for a word of sums that wait; with what dense kernels take too for their results it is three times that
-DISPLACED = 0.25  # for a word of results that has left the first cache by when what is fused behind it reads it
+AGAIN = 0.3  # for a word of results that what is fused behind has to read and write
+DISPLACED = 0.25  # and that has left the first cache by then
 RAGGED = 1.0  # for a word of results, more, where some tiles have fewer pixels and vectors do not end with them
 SHARED = 400  # of a row of sums that ends in the middle of a line of the cache, which another task writes, too
 TURNED = 0.1  # for a word that is transposed, more
@@ -155,6 +156,12 @@ class Plan:
         return self.result == PLANES and self.span == self.pixels
 
     @property
+    def whole(self) -> bool:
+        """Whether tiles and chunks are all of the result, so that sums are the result."""
+        (oh, ow), tile = self.conv.out, self.tile
+        return self.direct and oh % tile.rows == ow % tile.columns == 0 and self.chunks * self.chunk == self.conv.oc
+
+    @property
     def chunks(self) -> int:
         """In all; each part has as many."""
         return round_up(-(-self.conv.oc // self.chunk), self.tile.parts)
@@ -281,7 +288,8 @@ def cost(p: Plan, isa: Isa, density: float) -> float:
     if p.result == PLANES and tile.parts * conv.n < tasks and math.gcd(oh * ow, p.pixels) * 4 % LINE_BYTES:
         moved += SHARED * rows
     results = p.chunk * tile.rows * tile.columns * 4
-    moved += DISPLACED * max(1 - isa.l1d / (results + min(tile.slice, p.steps) * channel * 4), 0) * p.direct * written
+    away = max(1 - isa.l1d / (results + min(tile.slice, p.steps) * channel * 4), 0)
+    moved += (AGAIN + DISPLACED * away) * (p.direct and not p.whole) * written
     moved += (RAGGED if p.result == PLANES and ow % tile.columns and oh * ow % lanes else 0) * written
     each = rows * row * p.slices + filled * p.chunks / tile.parts + moved
     return each * (math.ceil(tasks / isa.cores) + STRAGGLING)

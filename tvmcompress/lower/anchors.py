@@ -26,6 +26,7 @@ from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.sparse import Product
 from tvmcompress.kernels.sparse_rows_plan import PIXELS, PLANES
 from tvmcompress.lower import packing, shared_rows, sparse, swaps
+from tvmcompress.lower.finish import Finish, Finishes
 from tvmcompress.lower.layer_shapes import INTEGERS, convolution, row_of_pixels
 from tvmcompress.lower.parts import Part, Parts, part
 from tvmcompress.lower.sparse import KEEP, Keep
@@ -39,13 +40,15 @@ ANCHOR = {"op_pattern": 4}  # TVM's kOutEWiseFusable: element-wise work may be f
 class Anchors:
     """The visitor. `done` collects what became a kernel: name, kind, macs, whether in integers, and the tile."""
 
-    def __init__(self, isa: Isa, choices: Choices, neutral: bool = False, keep: Keep = KEEP) -> None:
+    def __init__(self, mod: tvm.IRModule, isa: Isa, choices: Choices, neutral: bool = False, keep: Keep = KEEP) -> None:
         self.isa, self.choices, self.neutral = isa, choices, neutral
         self.done: list[dict] = []
         self.layers = SparseLayers(isa, choices, keep)
+        self.layers.look(mod)
+        self.finishes, self.finished = Finishes(mod), set[graph.Var]()
         self.bits: dict[Expr, Expr] = {}  # what is read as the bits of bfloat16, and these
         self.parts = Parts(isa)
-        self.apart: set[graph.Var] = set()
+        self.apart = swaps.apart(mod)
         self.handlers: dict[str, Callable] = {
             "relax.nn.conv2d": self.conv2d,
             "relax.matmul": self.matmul,
@@ -58,6 +61,8 @@ class Anchors:
         }
 
     def __call__(self, rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
+        if var in self.finished:
+            return next(a for a in expr.args if isinstance(a, relax.Var))
         if (view := self.layers.views(rw, var, expr)) is not None:
             return view
         handler = self.handlers.get(op_name(expr))
@@ -126,8 +131,11 @@ class Anchors:
         x = x if graph.dtype(x) == how.data else rw.emit(relax.op.astype(x, how.data))
         x = kernel.source(rw, x, conv, fill) if planes is None else x
         streams = kernel.pack(value, conv)
-        function = rw.builder.add_func(kernel.program(conv, streams, shape, fill), f"{kind}_sparse")
-        operands = [x, *(graph.const(array) for array in streams.arrays)]
+        finish = self.finishes(var) if kernel.finishes else Finish()
+        self.finished.update(finish.taken)
+        function = rw.builder.add_func(kernel.program(conv, streams, shape, fill, finish), f"{kind}_sparse")
+        arrays = [*streams.arrays, *([] if finish.bias is None else [np.ascontiguousarray(finish.bias)])]
+        operands = [x, *(graph.const(array) for array in arrays)]
         call = relax.op.call_tir(function, operands, relax.TensorType(list(shape), how.sums))
         return self.layers.views.view(rw, call, var) if apart else cast_back(rw, call, var)
 
@@ -333,9 +341,7 @@ def anchors(
 
     `neutral` keeps weights in the program's own layout: they are packed when a package is loaded.
     """
-    visitor = Anchors(isa, choices, neutral, keep)
-    visitor.layers.look(mod)
-    visitor.apart = swaps.apart(mod)
+    visitor = Anchors(mod, isa, choices, neutral, keep)
     mod = graph.rewrite(mod, visitor)
     said = {name: row for name, (_, row) in visitor.layers.kept.items() if row}
     return mod, [row | {"sparse": said[row["name"]]} if row["name"] in said else row for row in visitor.done]

@@ -27,6 +27,7 @@ from tvmcompress.kernels.conv2d import Conv2d, key
 from tvmcompress.kernels.sparse import Product, Streams, by_depth, product
 from tvmcompress.kernels.sparse_rows_plan import PLANES
 from tvmcompress.kernels.tiles import lanes_for, round_up
+from tvmcompress.lower.finish import Finish
 
 POLICIES = ("faster", "smaller", "always", "never")
 MOVES = ("relax.reshape", "relax.permute_dims", "relax.strided_slice")
@@ -79,10 +80,15 @@ class Sparse:
     def nbytes(self, weight: np.ndarray, conv: Conv2d) -> int:
         return sum(array.nbytes for array in self.pack(weight, conv).arrays)
 
-    def program(self, conv: Conv2d, streams: Streams, shape: Sequence[int], fill: int) -> PrimFunc:
+    def program(self, conv: Conv2d, streams: Streams, shape: Sequence[int], fill: int, finish: Finish) -> PrimFunc:
         if isinstance(self.plan, sparse_blocks.Plan):
             return sparse_blocks.program(conv, self.plan, streams, shape)
-        return sparse_rows.program(self.plan, streams, shape, fill)
+        return sparse_rows.program(self.plan, streams, shape, fill, finish.bias is not None, finish.limits)
+
+    @property
+    def finishes(self) -> bool:
+        """Whether its results are written once, so that what is behind it is best done by itself."""
+        return isinstance(self.plan, sparse_rows_plan.Plan) and self.plan.whole and self.plan.product.sums == "float32"
 
     def source(self, rw: Rewriter, x: Expr, conv: Conv2d, fill: int) -> Expr:
         """x (n, h, w, c) as the kernel reads it."""
