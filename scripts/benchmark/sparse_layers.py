@@ -78,8 +78,9 @@ def one(layer: Layer | Product, recipe: str, folder: Path) -> dict:
     path = folder / "layer.onnx"
     onnx.save(layer.model(), path)
     model, native, sessions = tc.load(path), tc.Target.load("native"), {}
-    steps = tc.Recipe.load(recipe)  # which would leave dense what reads the model's input
-    passes = (replace(p, skip_first=False) if hasattr(p, "skip_first") else p for p in steps.passes)
+    steps = tc.Recipe.load(recipe)  # which would leave dense what reads the model's input, and small layers
+    every = {"skip_first": False, "min_size": 0}
+    passes = (replace(p, **{k: v for k, v in every.items() if hasattr(p, k)}) for p in steps.passes)
     pruned = tc.compress(model, replace(steps, passes=tuple(passes)))
     for key, source in (("dense", model), ("sparse", pruned)):
         tc.compile(source, native).save(folder / f"{key}.tar")

@@ -14,6 +14,7 @@ from tvmcompress.isa import isa_of
 from tvmcompress.kernels import sparse_rows_plan
 from tvmcompress.lower import sparse
 from tvmcompress.lower.pipeline import lower
+from tvmcompress.lower.sparse_layers import SparseLayers
 from tvmcompress.target import Target
 
 op, nn = relax.op, relax.op.nn
@@ -22,7 +23,8 @@ X86 = ("native", "x86-64-v3", "x86-64-v2")
 
 @pytest.fixture(autouse=True)
 def rows(monkeypatch):
-    """Layers as small as these would be blocks, most of them full."""
+    """Layers as small as these would be blocks, most of them full; and not all of them gain by planes."""
+    monkeypatch.setattr(SparseLayers, "cycles", lambda _self, _var, source, result: 2 - source - result)
     every = sparse.candidates
     monkeypatch.setattr(sparse, "candidates", lambda *given: [one for one in every(*given) if one.text == "rows"])
 
@@ -266,3 +268,35 @@ def test_the_report_says_the_same():
     mod = graph.program([("x", (1, 16, 8, 8), "float32")], body)
     found = rows_of(built(mod))
     assert set(found) == {"c1", "c2"} and {row["format"] for row in found.values()} == {"rows"}
+
+
+@pytest.mark.parametrize(
+    "pixels, written, read, planes", [(5, 4, 4, 2), (5, 4, 6, 2), (5, 4, 7, 0), (5, 6, 6, 0), (5, 7, 2, 2)]
+)
+def test_planes_are_where_all_that_they_touch_gains(pixels, written, read, planes, monkeypatch):
+    """Between two layers with dense ones before and behind: what a layer costs with pixels, one that writes planes and
+    one that reads them."""
+    costs = {(False, False): pixels, (False, True): written, (True, False): read}
+    monkeypatch.setattr(SparseLayers, "cycles", lambda _self, _var, source, result: costs[source, result])
+
+    def body(rw, x):
+        x = rw.emit(nn.conv2d(x, graph.const(normal(1, 24, 24, 1, 1))))
+        x = conv(rw, rw.emit(nn.relu(bias(rw, conv(rw, x, 2, 24), 2))), 3, 24)
+        return [rw.emit(nn.conv2d(x, graph.const(normal(4, 8, 24, 1, 1))))]
+
+    agree(graph.program([("x", (1, 24, 8, 8), "float32")], body), planes=planes)
+
+
+def test_borders_that_are_planes_need_no_transposition(monkeypatch):
+    """A layer that is a little slower with planes, between input and result with channels first: two transpositions of
+    768 words are saved."""
+
+    def body(rw, x):
+        return [conv(rw, x, 1, 12)]
+
+    def chosen(more: float) -> int:
+        monkeypatch.setattr(SparseLayers, "cycles", lambda _self, _var, source, result: 1000 + more * (source + result))
+        keys = agree(graph.program([("x", (1, 12, 8, 8), "float32")], body))
+        return sum("planes" in key for key in keys)
+
+    assert (chosen(0.24 * 768), chosen(0.26 * 768)) == (1, 0)

@@ -158,6 +158,20 @@ def test_policies_differ():
     assert small["bytes"] <= fast["bytes"]
 
 
+def test_what_a_tuner_chooses_is_not_estimated():
+    """The slowest tile is no reason for a dense layer: else trials would measure that."""
+    weight = emptied(PLAIN, 0.1, (1, 1)).astype(np.float32)
+
+    def last(_key):
+        return lambda name, offered: offered[-1 if name == "tile" else 0]
+
+    one, other = (
+        kept(weight, PLAIN, TWO["icelake-server"], FLOATS, KEEP, "fc", choices)[0] for choices in (untuned, last)
+    )
+    assert one is not None and other is not None
+    assert one.cycles == other.cycles and one.plan != other.plan
+
+
 def test_rows_that_no_tile_reaches_are_left_to_blocks():
     """Windows so large that sixteen channels of a copy lie further apart than two bytes count."""
     conv = Conv2d(1, 65, 65, 32, 16, (3, 3), (1, 1), (36, 36, 36, 36), (36, 36))

@@ -105,6 +105,11 @@ def plan(
     return Plan(product, rows, columns, vectors, picked)
 
 
+def estimate(conv: Conv2d, p: Plan, isa: Isa, density: float) -> float:
+    """Cycles of the tile that is thought the fastest, whichever a tuner chose: what it measures is not estimated."""
+    return cost(conv, plan(conv, isa, p.product, p.vectors, density, picked=p.picked), isa, density)
+
+
 def cost(conv: Conv2d, p: Plan, isa: Isa, density: float) -> float:
     """Estimated cycles of the slowest thread at a `density` of blocks.
 

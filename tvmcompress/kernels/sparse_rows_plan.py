@@ -24,11 +24,12 @@ SHORTER = 0.5  # what a vector of half a line or less takes of a whole one
 MISSED = 10  # of a branch that was not foreseen
 COPIED = 0.3  # for a word of the copy
 TOUCHED = 0.12  # for a word that is read as it lies, the first time
+REMOTE = 0.45  # and for one that comes from the cache of another core
 SPREAD = 0.3  # for a word of sums that wait; with what dense kernels take too for their results it is three times that
 AGAIN = 0.3  # for a word of results that what is fused behind has to read and write
 DISPLACED = 0.25  # and that has left the first cache by then
 RAGGED = 1.0  # for a word of results, more, where some tiles have fewer pixels and vectors do not end with them
-SHARED = 400  # of a row of sums that ends in the middle of a line of the cache, which another task writes, too
+SHARED = 350  # of a row of sums that ends in the middle of a line of the cache, which another task writes, too
 TURNED = 0.1  # for a word that is transposed, more
 STRAGGLING = 0.1  # of a task, by which threads end one after the other
 WAYS = 8  # lines of a set
@@ -157,9 +158,10 @@ class Plan:
 
     @property
     def whole(self) -> bool:
-        """Whether tiles and chunks are all of the result, so that sums are the result."""
+        """Whether tiles and chunks are all of planes, so that these are written once."""
         (oh, ow), tile = self.conv.out, self.tile
-        return self.direct and oh % tile.rows == ow % tile.columns == 0 and self.chunks * self.chunk == self.conv.oc
+        divided = oh % tile.rows == ow % tile.columns == 0 and self.chunks * self.chunk == self.conv.oc
+        return self.result == PLANES and divided
 
     @property
     def chunks(self) -> int:
@@ -189,6 +191,12 @@ def plan(
     if not (found := ranked(conv, isa, product, density, source, result)):
         return None
     return Plan(product, choices(name_of(conv, product, source, result))("tile", found), conv, source, result)
+
+
+def estimate(p: Plan, isa: Isa, density: float) -> float:
+    """Cycles of the tile that is thought the fastest, whichever a tuner chose: what it measures is not estimated."""
+    first = ranked(p.conv, isa, p.product, density, p.source, p.result)[0]
+    return cost(replace(p, tile=first), isa, density)
 
 
 @lru_cache(1024)
@@ -284,12 +292,14 @@ def cost(p: Plan, isa: Isa, density: float) -> float:
     copied = p.steps * p.lines * len(p.origins) * round_up(p.line, lanes)
     written = rows * tile.rows * round_up(tile.columns, lanes)
     moved = (COPIED + (TURNED if p.source == PIXELS else 0) if p.copied else TOUCHED) * copied
+    # Dense layers before are divided by pixels: with fewer tiles than cores a task needs what other cores have made.
+    moved += REMOTE * max(1 - tasks / tile.parts / isa.cores, 0) * copied * (p.source == PIXELS)
     moved += (0 if p.direct else SPREAD + (TURNED if p.result == PIXELS else 0)) * written
     if p.result == PLANES and tile.parts * conv.n < tasks and math.gcd(oh * ow, p.pixels) * 4 % LINE_BYTES:
         moved += SHARED * rows
     results = p.chunk * tile.rows * tile.columns * 4
     away = max(1 - isa.l1d / (results + min(tile.slice, p.steps) * channel * 4), 0)
-    moved += (AGAIN + DISPLACED * away) * (p.direct and not p.whole) * written
+    moved += (AGAIN + DISPLACED * away) * (p.result == PLANES and not p.whole) * written
     moved += (RAGGED if p.result == PLANES and ow % tile.columns and oh * ow % lanes else 0) * written
     each = rows * row * p.slices + filled * p.chunks / tile.parts + moved
     return each * (math.ceil(tasks / isa.cores) + STRAGGLING)

@@ -21,11 +21,15 @@ from tvmcompress.lower.channels_last import ELEMENTWISE
 
 MEAN = "relax.mean"
 PERMUTE = "relax.permute_dims"
+SWAPPED = 0.25  # cycles for a word that is transposed, with all cores
 
 
-def in_planes(mod: tvm.IRModule, data_of: Callable[[Var, Expr], list[Var]]) -> set[Var]:
-    """The variables that can be planes. `data_of` a layer with a kernel that reads and writes planes: its activations,
-    and the padding of these that it takes in; of everything else none."""
+def in_planes(
+    mod: tvm.IRModule, data_of: Callable[[Var, Expr], list[Var]], cycles: Callable[[Var, bool, bool], float]
+) -> set[Var]:
+    """The variables that are best planes. `data_of` a layer with a kernel that reads and writes planes: its
+    activations, and the padding of these that it takes in; of everything else none. `cycles` of such a layer: whether
+    it reads and writes planes."""
     definitions, readers = graph.definitions(mod), graph.consumers(mod)
     results = {var for result in graph.results(mod) for var in relax.analysis.free_vars(result)}
     layers = {var: data for var, expr in definitions.items() if (data := data_of(var, expr))}
@@ -51,10 +55,22 @@ def in_planes(mod: tvm.IRModule, data_of: Callable[[Var, Expr], list[Var]]) -> s
         gone = averages(reader, definitions[reader]) or permutes(definitions[reader], first)
         return var in layers.get(reader, []) or bool(padded) or gone
 
-    found: set[Var] = set()
-    for group in components(links):
-        if group & wanted and all(fits(var) for var in group):
-            found |= group
+    groups = [group for group in components(links) if group & wanted and all(fits(var) for var in group)]
+    found = {var for group in groups for var in group}
+    ends = {var for var, expr in definitions.items() if permutes(expr, first)}
+
+    def total(group: set[Var], members: set[Var]) -> float:
+        """Of all that depends on what a group is."""
+        near = {var for var, data in layers.items() if var in group or data[0] in group}
+        swaps = [var for var in group & turned if var not in members]
+        swaps += [var for var in ends if definitions[var].args[0] in group - members]
+        times = sum(cycles(var, layers[var][0] in members, var in members) for var in near)
+        return times + SWAPPED * sum(prod(graph.shape(var)) for var in swaps)
+
+    # What saves less in one layer than it costs in others.
+    for group in groups:
+        if total(group, found - group) < total(group, found):
+            found -= group
     return found
 
 

@@ -117,7 +117,7 @@ def by_layout(kernel: Sparse, conv: Conv2d, isa: Isa, choices: Choices, source: 
         return None
     conv = sparse_rows_plan.flat(conv) if result == PLANES else conv
     p = sparse_rows_plan.plan(conv, isa, kernel.plan.product, kernel.density, choices, source, result)
-    return replace(kernel, plan=p, cycles=sparse_rows_plan.cost(p, isa, kernel.density), streams=[]) if p else None
+    return replace(kernel, plan=p, cycles=sparse_rows_plan.estimate(p, isa, kernel.density), streams=[]) if p else None
 
 
 def padded(x: te.Tensor, conv: Conv2d, image: sparse_blocks.Source, fill: int) -> te.Tensor:
@@ -140,7 +140,7 @@ def candidates(
     for vectors in (1, 2):
         density = of_blocks(alive, vectors * how.lanes, how.depth)
         p = sparse_blocks.plan(conv, isa, how, vectors, density, choices)
-        cycles = sparse_blocks.cost(conv, p, isa, density)
+        cycles = sparse_blocks.estimate(conv, p, isa, density)
         found.append(Sparse(f"{p.width}x{how.depth} blocks", p, density, cycles))
     if picked := sparse_nm.picked(conv, isa, how):
         density = sparse_nm.density(weight, conv, how, picked.words)
@@ -148,14 +148,14 @@ def candidates(
         if few or sparse_nm.suits(weight, how, density):
             p = sparse_blocks.plan(conv, isa, how, 1, density, choices, picked)
             text = f"{sparse_nm.pattern(weight, picked.words * how.depth)} groups"
-            found.append(Sparse(text, p, density, sparse_blocks.cost(conv, p, isa, density)))
+            found.append(Sparse(text, p, density, sparse_blocks.estimate(conv, p, isa, density)))
     if not how.words.narrow:
         density = of_blocks(alive, 1, how.depth)
         if (rows := sparse_rows_plan.plan(conv, isa, how, density, choices)) is not None:
             text = f"rows of 1x{how.depth}" if how.depth > 1 else "rows"
-            one = Sparse(text, rows, density, sparse_rows_plan.cost(rows, isa, density))
+            one = Sparse(text, rows, density, sparse_rows_plan.estimate(rows, isa, density))
             other = by_layout(one, conv, isa, choices, PLANES, PLANES) if planes else None
-            found.append(replace(one, cycles=other.cycles) if other else one)
+            found.append(replace(one, cycles=min(one.cycles, other.cycles)) if other else one)
     if few:
         found = [replace(one, cycles=max(one.cycles, streamed(one.read(weight.size), isa))) for one in found]
     return sorted(found, key=lambda one: one.cycles)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 
@@ -14,7 +15,7 @@ from tvmcompress.ir.graph import Expr, Var, op_name
 from tvmcompress.isa import Isa
 from tvmcompress.kernels.choices import Choices
 from tvmcompress.kernels.conv2d import Conv2d
-from tvmcompress.kernels.sparse_rows_plan import PLANES
+from tvmcompress.kernels.sparse_rows_plan import PIXELS, PLANES, SPREAD
 from tvmcompress.lower import sparse
 from tvmcompress.lower.layer_shapes import convolution, row_of_pixels
 from tvmcompress.lower.planes import Views, images, in_planes
@@ -27,12 +28,13 @@ class SparseLayers:
     def __init__(self, isa: Isa, choices: Choices, keep: Keep) -> None:
         self.isa, self.choices, self.keep = isa, choices, keep
         self.kept: dict[str, tuple[sparse.Sparse | None, dict]] = {}
+        self.shapes: dict[str, Conv2d] = {}
         self.views = Views(set())
 
     def look(self, mod: tvm.IRModule) -> None:
         """Finds the planes of a program, before any layer of it is rewritten."""
         data_of = partial(self.data_of, graph.definitions(mod))
-        self.views = Views(in_planes(mod, data_of))
+        self.views = Views(in_planes(mod, data_of, self.cycles))
         for binding in graph.bindings(mod):
             # With pixels on both sides a sparse kernel may be no gain.
             if not {binding.var, *data_of(binding.var, binding.value)} & self.views.members:
@@ -45,6 +47,16 @@ class SparseLayers:
         if name not in self.kept:
             self.kept[name] = sparse.kept(value, conv, self.isa, kinds, self.keep, name, self.choices, planes)
         return self.kept[name][0]
+
+    def cycles(self, var: Var, source: bool, result: bool) -> float:
+        """Of a layer that can read and write planes, where it does one or the other."""
+        (kernel, _), conv = self.kept[var.name], self.shapes[var.name]
+        assert kernel is not None
+        layouts = PLANES if source else PIXELS, PLANES if result else PIXELS
+        found = sparse.by_layout(kernel, conv, self.isa, self.choices, *layouts)
+        # Estimates leave out what dense kernels take for their results, too; planes are written at once.
+        written = 0 if result else 2 * SPREAD * conv.n * math.prod(conv.out) * conv.oc / self.isa.cores
+        return found.cycles + written if found else math.inf
 
     def data_of(self, definitions: Mapping[Var, Expr], var: Var, expr: Expr) -> list[Var]:
         """What a layer reads whose kernel takes and gives planes: see `planes.in_planes`."""
@@ -66,4 +78,5 @@ class SparseLayers:
         kernel = self.decide(var.name, value, conv, ("float32", "float32"), planes=True)
         if kernel is None or sparse.by_layout(kernel, conv, self.isa, self.choices, PLANES, PLANES) is None:
             return []
+        self.shapes[var.name] = conv
         return [image] if image is x else [image, x]
