@@ -27,7 +27,7 @@ TOUCHED = 0.12  # for a word that is read as it lies, the first time
 REMOTE = 0.45  # and for one that comes from the cache of another core
 SPREAD = 0.3  # for a word of sums that wait; with what dense kernels take too for their results it is three times that
 AGAIN = 0.3  # for a word of results that what is fused behind has to read and write
-DISPLACED = 0.25  # and that has left the first cache by then
+DISPLACED = 0.25  # and for one that drives the slice from the first cache, or has left it by then
 RAGGED = 1.0  # for a word of results, more, where some tiles have fewer pixels and vectors do not end with them
 SHARED = 350  # of a row of sums that ends in the middle of a line of the cache, which another task writes, too
 TURNED = 0.1  # for a word that is transposed, more
@@ -295,11 +295,12 @@ def cost(p: Plan, isa: Isa, density: float) -> float:
     # Dense layers before are divided by pixels: with fewer tiles than cores a task needs what other cores have made.
     moved += REMOTE * max(1 - tasks / tile.parts / isa.cores, 0) * copied * (p.source == PIXELS)
     moved += (0 if p.direct else SPREAD + (TURNED if p.result == PIXELS else 0)) * written
-    if p.result == PLANES and tile.parts * conv.n < tasks and math.gcd(oh * ow, p.pixels) * 4 % LINE_BYTES:
+    beside = tasks // tile.parts // conv.n  # tiles, of which neighbours are summed at once where there are as few
+    if p.result == PLANES and 1 < beside <= isa.cores and math.gcd(oh * ow, p.pixels) * 4 % LINE_BYTES:
         moved += SHARED * rows
     results = p.chunk * tile.rows * tile.columns * 4
     away = max(1 - isa.l1d / (results + min(tile.slice, p.steps) * channel * 4), 0)
-    moved += (AGAIN + DISPLACED * away) * (p.result == PLANES and not p.whole) * written
+    moved += (AGAIN * (not p.whole) + DISPLACED * away) * (p.result == PLANES) * written
     moved += (RAGGED if p.result == PLANES and ow % tile.columns and oh * ow % lanes else 0) * written
     each = rows * row * p.slices + filled * p.chunks / tile.parts + moved
     return each * (math.ceil(tasks / isa.cores) + STRAGGLING)
