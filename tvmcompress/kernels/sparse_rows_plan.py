@@ -301,6 +301,7 @@ def cost(p: Plan, isa: Isa, density: float) -> float:
     results = p.chunk * tile.rows * tile.columns * 4
     away = max(1 - isa.l1d / (results + min(tile.slice, p.steps) * channel * 4), 0)
     moved += (AGAIN * (not p.whole) + DISPLACED * away) * (p.result == PLANES) * written
-    moved += (RAGGED if p.result == PLANES and ow % tile.columns and oh * ow % lanes else 0) * written
+    over = (oh % tile.rows or ow % tile.columns) and math.gcd(oh * ow, p.pixels) % lanes
+    moved += (RAGGED if p.result == PLANES and over else 0) * written
     each = rows * row * p.slices + filled * p.chunks / tile.parts + moved
     return each * (math.ceil(tasks / isa.cores) + STRAGGLING)
