@@ -13,7 +13,10 @@ from tests.arm_board import ArmBoard, arm_board  # noqa: F401  a fixture
 from tests.lower.tools import dequantized, quantized, random_bytes, weights
 from tests.test_arm_board import cross_compile
 from tvmcompress.ir import graph
+from tvmcompress.ir.evaluate import evaluate
 from tvmcompress.kernels.conv2d import Conv2d
+from tvmcompress.lower import sparse
+from tvmcompress.lower.sparse_layers import SparseLayers
 from tvmcompress.model import Model, Source
 from tvmcompress.spec import TensorSpec
 from tvmcompress.target import Target
@@ -140,3 +143,40 @@ def test_sparse_with_the_dot_product(arm_board: ArmBoard, tmp_path: Path) -> Non
 
 def test_sparse_without_it_on_an_older_core(arm_board: ArmBoard, tmp_path: Path) -> None:  # noqa: F811
     check(arm_board.with_cpu("cortex-a53"), "rpi4", tmp_path, sparse=True, groups=1)
+
+
+def test_planes_that_end_with_half_a_register(arm_board: ArmBoard, tmp_path: Path, monkeypatch) -> None:  # noqa: F811
+    """Sparse layers of floats in a chain, with 49, 50 and 99 pixels: one, two and three are left of registers."""
+    cross_compile("rpi4", tmp_path)
+    every = sparse.candidates
+    monkeypatch.setattr(sparse, "candidates", lambda *given: [one for one in every(*given) if one.text == "rows"])
+    monkeypatch.setattr(SparseLayers, "cycles", lambda _self, _var, source, result: 2 - source - result)
+    rng = np.random.default_rng(0)
+    specs = [TensorSpec(f"x{i}", (1, 24, *size), "float32") for i, size in enumerate([(7, 7), (5, 10), (9, 11)])]
+
+    def layer(rw, x, outputs: int, kernel: int):
+        shape = (outputs, graph.shape(x)[1], kernel, kernel)
+        weight = rng.standard_normal(shape) * (rng.random(shape) < 0.2) / 8
+        weight[0, 0, 0, 0] = 1
+        y = relax.op.nn.conv2d(x, graph.const(weight.astype(np.float32)), 1, kernel // 2)
+        bias = rng.standard_normal((1, outputs, 1, 1)).astype(np.float32)
+        return rw.emit(relax.op.add(rw.emit(y), graph.const(bias)))
+
+    def chain(rw, *xs):
+        results = []
+        for x in xs:
+            y = rw.emit(relax.op.nn.relu(layer(rw, x, 32, 1)))
+            y = rw.emit(relax.op.clip(layer(rw, y, 48, 3), -0.5, 0.75))
+            results.append(layer(rw, y, 16, 1))
+        return results
+
+    module = graph.program([(s.name, s.shape, s.dtype) for s in specs], chain)
+    outputs = tuple(TensorSpec(f"y{i}", graph.shape(r), "float32") for i, r in enumerate(graph.results(module)))
+    model = Model(module, tuple(specs), outputs, Source("planes", "test", 0, ""))
+    package = tc.compile(model, Target.load("rpi4"), keep="always")
+    assert sum("planes planes" in kernel["key"] for kernel in package.manifest["kernels"]) == 9
+    inputs = {s.name: rng.standard_normal(s.shape).astype(np.float32) for s in specs}
+    package.save(tmp_path / "planes.tar")
+    results = arm_board.run_package(tmp_path / "planes.tar", inputs)
+    for name, wanted in zip([s.name for s in outputs], evaluate(module, list(inputs.values())), strict=True):
+        np.testing.assert_allclose(results[name], wanted, rtol=1e-4, atol=1e-4, err_msg=name)

@@ -46,12 +46,14 @@ def addresses(monkeypatch) -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize("size", [7, 14, 16, 40])
 @pytest.mark.parametrize("residual", [False, True])
-def test_rows_of_the_result(addresses, size: int, residual: bool) -> None:
+@pytest.mark.parametrize("outputs", [40, 64])
+def test_rows_of_the_result(addresses, size: int, residual: bool, outputs: int) -> None:
+    """Of 64 outputs chunks are all, so that kernels write results themselves."""
     need("native")
 
     def body(rw, x):
-        y = rw.emit(nn.relu(bias(rw, conv(rw, x, 1, 40), 1)))
-        z = bias(rw, conv(rw, y, 2, 40, 3, 1, 1), 2)
+        y = rw.emit(nn.relu(bias(rw, conv(rw, x, 1, outputs), 1)))
+        z = bias(rw, conv(rw, y, 2, outputs, 3, 1, 1), 2)
         z = rw.emit(nn.relu(rw.emit(op.add(z, y)) if residual else z))
         return [rw.emit(op.mean(conv(rw, z, 3, 48), [2, 3], keepdims=True))]
 

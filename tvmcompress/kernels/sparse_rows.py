@@ -264,9 +264,8 @@ def slices(p: Plan, sums: Sequence[tuple[int, code.Function]], places: Mapping[s
         more = ", T.address_of(bias[vc * chunk])" * (bias and done == 0)
         if function.name.endswith(code.AHEAD):
             # Of what is whole the results; else `lower.ahead` knows.
-            more += ", T.address_of({sums}), T.int64({pitch})".format(
-                pitch=4 * math.prod(p.conv.out) if p.whole else 0, **places
-            )
+            place, pitch = (PLACES["sums"], 4 * math.prod(p.conv.out)) if p.whole else (places["sums"], 0)
+            more += f", T.address_of({place}), T.int64({pitch})"
         number = f"({done} + p)"
         text += SLICE.format(
             loop=f"for p in range({count}):", name=function.name, number=number, more=more, data=data.format(number),
