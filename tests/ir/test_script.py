@@ -16,7 +16,7 @@ from tests.kernels.test_sparse_streams import ISAS
 from tvmcompress.ir import script
 from tvmcompress.kernels import sparse_blocks, sparse_rows, sparse_rows_lists, sparse_rows_plan
 from tvmcompress.kernels.conv2d import Conv2d
-from tvmcompress.kernels.sparse import product
+from tvmcompress.kernels.sparse import UNLIMITED, product
 
 TEXT = """
 @T.prim_func(private=True, s_tir=True)
@@ -87,7 +87,8 @@ def test_kernels(monkeypatch, conv, shape, kinds):
     how = product(conv, isa, *kinds)
     weight = np.random.default_rng(0).integers(-3, 4, (conv.oc, conv.c, *conv.kernel)).astype(kinds[1])
     rows = sparse_rows_plan.plan(conv, isa, how, 0.3)
-    sparse_rows.written.__wrapped__(rows, *streams(sparse_rows_lists.pack(weight, rows)), shape, 0)
+    packed = streams(sparse_rows_lists.pack(weight, rows))
+    sparse_rows.written.__wrapped__(rows, *packed, shape, 0, False, UNLIMITED)
     blocks = sparse_blocks.plan(conv, isa, how, 1, 0.3)
     sparse_blocks.written.__wrapped__(conv, blocks, *streams(sparse_blocks.pack(weight, conv, blocks)), shape)
     assert len(read) == 2
