@@ -27,7 +27,7 @@ LAYERS = [
     ("tensor programs", {"kernels"}),
     ("instruction sets", {"isa"}),
     ("models", {"model"}),
-    ("packages and what runs them", {"package", "remote", "runtime", "timing"}),
+    ("packages and what runs them", {"package", "package_writer", "remote", "runtime", "timing"}),
     (
         "a comparison, and how it is shown",
         {"comparison", "comparison_tables", "comparison_text", "comparison_html", "comparison_charts"}

@@ -11,7 +11,6 @@ are unpacked when they are asked for.
 from __future__ import annotations
 
 import hashlib
-import io
 import lzma
 import mmap
 import os
@@ -21,11 +20,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tvmcompress import archive, arrays, cpu, golden, manifest, remote, runtime
+from tvmcompress import archive, arrays, cpu, golden, manifest, package_writer, remote, runtime
 from tvmcompress.archive import Limits
 from tvmcompress.coding import parts
 from tvmcompress.errors import PackageError, TvmcompressError, UsageError, did_you_mean
@@ -71,7 +70,19 @@ class Package:
         a field is missing, UsageError for an unknown storage, MissingDependencyError, TvmcompressError on a full disk.
         """
         parts.check_storage(storage)
-        return _build(library, weights, manifest, golden_inputs, golden_outputs, storage)
+        folder = tempfile.TemporaryDirectory(prefix="tvmcompress-")
+        path = Path(folder.name, "package.tar")
+        try:
+            package_writer.write(path, library, weights, manifest, golden_inputs, golden_outputs, storage)
+            package = cls.load(path)
+        except OSError as error:
+            folder.cleanup()
+            raise TvmcompressError(f"cannot write the package to {folder.name}: {error.strerror or error}") from error
+        except BaseException:
+            folder.cleanup()
+            raise
+        package._owned = folder
+        return package
 
     @classmethod
     def load(cls, path: str | os.PathLike, limits: Limits | None = None) -> Package:
@@ -330,48 +341,6 @@ class Package:
         if len(data) != size:
             raise PackageError(f"{self.path}: '{name}' does not unpack to the {size:,} bytes that the manifest says")
         return data
-
-
-def _build(
-    library: Any, weights: Any, contents: dict, golden_inputs: Any, golden_outputs: Any, storage: str
-) -> Package:
-    contents = manifest.check(dict(contents), "new package", written=False)
-    contents["tolerance"] = manifest.TOLERANCE | contents.get("tolerance", {})
-    contents["versions"] = manifest.versions()
-    members: dict[str, dict] = {}
-
-    def write_weights(file: BinaryIO) -> None:
-        contents["weights"], members["weights.bin"] = arrays.write(file, weights, storage)
-        contents["schema"] = manifest.schema(contents["weights"])
-
-    def rest() -> dict[str, bytes]:
-        plain = io.BytesIO()
-        given, expected = list(golden_inputs.items()), list(golden_outputs.items())
-        rows, _ = arrays.write(plain, given + expected)
-        contents["golden"] = {"inputs": rows[: len(given)], "outputs": rows[len(given) :]}
-        libraries = library if isinstance(library, Mapping) else {archive.library(): library}
-        unpacked = {"golden.bin.xz": plain.getvalue(), **{n: Path(file).read_bytes() for n, file in libraries.items()}}
-        packed = {name: lzma.compress(data, preset=6) for name, data in unpacked.items()}
-        for name, data in packed.items():
-            digest = hashlib.sha256(data).hexdigest()
-            members[name] = {"size": len(data), "sha256": digest, "unpacked": len(unpacked[name])}
-        contents["members"] = members
-        return packed | {"manifest.json": manifest.dump(contents)}
-
-    folder = tempfile.TemporaryDirectory(prefix="tvmcompress-")
-    path = Path(folder.name, "package.tar")
-    try:
-        with open(path, "w+b") as file:
-            archive.write(file, write_weights, rest)
-        package = Package.load(path)
-    except OSError as error:
-        folder.cleanup()
-        raise TvmcompressError(f"cannot write the package to {folder.name}: {error.strerror or error}") from error
-    except BaseException:
-        folder.cleanup()
-        raise
-    package._owned = folder
-    return package
 
 
 def _read(path: str | os.PathLike, member: archive.Member) -> bytes:

@@ -11,7 +11,8 @@ from tests.lower.test_planes import agree, bias, conv, rows  # noqa: F401  a fix
 from tests.lower.test_sparse import built, normal, pruned, results
 from tests.lower.tools import need
 from tvmcompress.ir import graph
-from tvmcompress.kernels import sparse_rows_plan
+from tvmcompress.kernels import code_rows, sparse_rows_plan
+from tvmcompress.kernels.code import Words
 from tvmcompress.kernels.sparse import UNLIMITED, Limits
 from tvmcompress.lower.finish import Finishes
 
@@ -79,6 +80,22 @@ def test_slices(slices, whole):
     """The bias comes before the first, limits behind the last."""
     whole(slices)
     agree(layer(70, 32, (8, 8), "bias clip"), "native", 3)
+
+
+def test_kernels_that_differ_in_their_limits_alone():
+    """Functions of one name are one function: a limit above and one below, and two that are nearly the same."""
+    limits = [(-np.inf, 0.25), (0.25, np.inf), (-0.1234567, np.inf), (-0.1234568, np.inf), (-np.inf, np.inf)]
+
+    def body(rw, x):
+        x = rw.emit(nn.relu(conv(rw, x, 1, 32)))
+        return [conv(rw, rw.emit(op.clip(conv(rw, x, 2, 32), *both)), 3, 32) for both in limits]
+
+    agree(graph.program([("x", (1, 16, 8, 8), "float32")], body), planes=7)
+    functions = {
+        code_rows.rows(Words(16, None, True), code_rows.Rows(64, 2, "i16", low=low, high=high)).name
+        for low, high in limits
+    }
+    assert len(functions) == len(limits)
 
 
 def finish_of(body) -> tuple[list[str], bool, Limits]:

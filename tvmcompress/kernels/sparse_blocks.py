@@ -24,7 +24,7 @@ from tvm.tirx import PrimFunc
 
 from tvmcompress.ir import script
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import CODE, MACS, code, generic
+from tvmcompress.kernels import CODE, MACS, code_blocks, generic
 from tvmcompress.kernels.choices import Choices, Choose, first, untuned
 from tvmcompress.kernels.conv2d import Conv2d, key
 from tvmcompress.kernels.sparse import (
@@ -57,7 +57,7 @@ class Plan:
     rows: int
     columns: int
     vectors: int
-    picked: code.Picked | None = None
+    picked: code_blocks.Picked | None = None
 
     @property
     def width(self) -> int:
@@ -90,7 +90,7 @@ def source(conv: Conv2d, p: Plan) -> Source:
 
 def plan(
     conv: Conv2d, isa: Isa, product: Product, vectors: int, density: float, choices: Choices = untuned,
-    picked: code.Picked | None = None,
+    picked: code_blocks.Picked | None = None,
 ) -> Plan:  # fmt: skip
     """`vectors`: of a panel, as the blocks of the weights are, of which the share `density` is not zero."""
     (oh, ow), others = conv.out, picked.pick.registers if picked else 1  # for neither sums nor weights
@@ -130,7 +130,7 @@ def cost(conv: Conv2d, p: Plan, isa: Isa, density: float) -> float:
     return (tasks * each + conv.n * copied) / min(isa.cores, tasks)
 
 
-def name_of(conv: Conv2d, product: Product, vectors: int, picked: code.Picked | None) -> str:
+def name_of(conv: Conv2d, product: Product, vectors: int, picked: code_blocks.Picked | None) -> str:
     """What the kernel is known by."""
     return f"{'picked' if picked else 'blocks'} {vectors * product.lanes}x{product.depth} {key(conv, product.data)}"
 
@@ -211,7 +211,9 @@ def written(conv: Conv2d, p: Plan, count: int, weight: str, index: str, shape: t
     channels = round_up(conv.c, product.depth)
     down, right, size = sh * image.columns * channels, sw * channels, product.bytes // product.depth
     pixels = [(r, q) for r in range(p.rows) for q in range(p.columns)]
-    function = code.blocks(product.words, pixels, p.vectors, right * size, down * size, BITS[index], size, p.picked)
+    function = code_blocks.blocks(
+        product.words, pixels, p.vectors, right * size, down * size, BITS[index], size, p.picked
+    )
     names = {
         "T": T, "n": conv.n, "length": image.rows * image.columns * channels, "data": product.data,
         "count": count, "width": p.width, "depth": product.depth, "weight": weight,

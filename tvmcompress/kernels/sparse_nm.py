@@ -17,7 +17,7 @@ import numpy as np
 
 from tvmcompress.ir.sparsity import FULL, joined
 from tvmcompress.isa import Isa
-from tvmcompress.kernels.code import Picked
+from tvmcompress.kernels.code_blocks import Picked
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.generic import power_of_two
 from tvmcompress.kernels.sparse import Product, Streams, as_read, coarse, narrow

@@ -31,7 +31,7 @@ from tvm.tirx import Expr, PrimFunc
 
 from tvmcompress.ir import script
 from tvmcompress.isa import Isa
-from tvmcompress.kernels import CODE, MACS, code, code_pixels, code_planes, generic
+from tvmcompress.kernels import CODE, MACS, code, code_pixels, code_planes, code_rows, generic
 from tvmcompress.kernels.choices import Choose, first
 from tvmcompress.kernels.sparse import (
     BITS,
@@ -177,7 +177,7 @@ def written(
     planes_in, planes_out = p.source == PLANES, p.result == PLANES
     # Of results in planes a row is a run of memory.
     lines = -(-p.pixels * 4 // code.LINE_BYTES) if planes_out else 0
-    how = code.Rows(
+    how = code_rows.Rows(
         p.span, STEP, BITS[index], p.unit, not p.copied, p.direct, lines, bias, low=limits.low, high=limits.high
     )  # fmt: skip
     sums = functions_of(p, words, how)
@@ -247,13 +247,13 @@ def copy_of(p: Plan, image: int, name: str) -> str:
     return text.format(row=row, right=sw, column=b - left, base=image * p.image, name=name)
 
 
-def functions_of(p: Plan, words: code.Words, how: code.Rows) -> list[tuple[int, code.Function]]:
+def functions_of(p: Plan, words: code.Words, how: code_rows.Rows) -> list[tuple[int, code.Function]]:
     """What sums the first slice, those between, and the last; and how many slices that is each time."""
     if p.slices == 1:
-        return [(1, code.rows(words, how))]
-    between = [(p.slices - 2, code.rows(words, how.part(False, False), True))] if p.slices > 2 else []
-    last = code.rows(words, how.part(False, True), True)
-    return [(1, code.rows(words, how.part(True, False))), *between, (1, last)]
+        return [(1, code_rows.rows(words, how))]
+    between = [(p.slices - 2, code_rows.rows(words, how.part(False, False), True))] if p.slices > 2 else []
+    last = code_rows.rows(words, how.part(False, True), True)
+    return [(1, code_rows.rows(words, how.part(True, False))), *between, (1, last)]
 
 
 def slices(p: Plan, sums: Sequence[tuple[int, code.Function]], places: Mapping[str, str], bias: bool) -> str:
@@ -262,7 +262,7 @@ def slices(p: Plan, sums: Sequence[tuple[int, code.Function]], places: Mapping[s
     text, done = "", 0
     for count, function in sums:
         more = ", T.address_of(bias[vc * chunk])" * (bias and done == 0)
-        if function.name.endswith(code.AHEAD):
+        if function.name.endswith(code_rows.AHEAD):
             # Of what is whole the results; else `lower.ahead` knows.
             place, pitch = (PLACES["sums"], 4 * math.prod(p.conv.out)) if p.whole else (places["sums"], 0)
             more += f", T.address_of({place}), T.int64({pitch})"

@@ -8,7 +8,8 @@ from functools import cached_property, lru_cache
 
 from tvmcompress.isa import Isa
 from tvmcompress.kernels.choices import Choices, untuned
-from tvmcompress.kernels.code import LINE_BYTES, tail
+from tvmcompress.kernels.code import LINE_BYTES
+from tvmcompress.kernels.code_rows import tail
 from tvmcompress.kernels.conv2d import Conv2d, key
 from tvmcompress.kernels.sparse import Product
 from tvmcompress.kernels.tiles import round_up
@@ -267,7 +268,8 @@ def cost(p: Plan, isa: Isa, density: float) -> float:
     next line of it. A row of a slice moves its sums; where it has another number of weights than the row before, a
     branch is not foreseen. With several slices each comes to the first cache again for every chunk. Numbers are fitted
     to times of 200 kernels of ResNet-50's layers on a Zen 4; those for planes to 2300 more, also of MobileNetV2's,
-    which they meet within 13% (the median).
+    which they meet within 13% (the median). SHARED, REMOTE, SHORTER, TOUCHED and AGAIN are not
+    fitted: they are set to what a dozen layers of 14 x 14 pixels took, alone and within MobileNetV2.
     """
     conv, tile, lanes = p.conv, p.tile, p.product.lanes
     oh, ow = conv.out

@@ -16,7 +16,7 @@ from tvm import tirx
 from tvm.ir import Call
 from tvm.tirx import Var
 
-from tvmcompress.kernels.code import AHEAD
+from tvmcompress.kernels.code_rows import AHEAD
 
 
 def fetched(body: tirx.Stmt) -> tirx.Stmt:
