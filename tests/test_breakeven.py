@@ -1,5 +1,7 @@
 """breakeven: where curves cross, what is built for them, and the page that shows them."""
 
+from dataclasses import replace
+
 import pytest
 
 from tvmcompress.breakeven import GROUPS, BreakEven, Curve, breakeven, emptied, formats, of_groups
@@ -51,8 +53,17 @@ def test_zeros_come_in_groups(density, group, left):
 )
 def test_groups_are_tried_where_something_picks_them(name, groups):
     target = Target.load(name)
-    found = [(dtype, group) for text, dtype, (_, group) in formats(isa_of(target.to_tvm())) if text == GROUPS]
-    assert [dtype for dtype, _ in found] == groups and all(group in (8, 16) for _, group in found)
+    found = [one for one in formats(isa_of(target.to_tvm())) if one.text == GROUPS]
+    assert [one.dtype for one in found] == groups and all(one.block[1] in (8, 16) for one in found)
+
+
+def test_blocks_of_whole_kernels():
+    there = emptied(CONV, 0.3, (16, 1), through=True) != 0
+    blocks = there.reshape(3, 16, 32, 9)
+    assert (blocks.any((1, 3)) == blocks.all((1, 3))).all() and 0.15 < there.mean() < 0.45
+    isa = isa_of(Target.load("x86-64-v4").to_tvm())
+    (one,) = (one for one in formats(isa) if one.through)
+    assert one.suits(CONV, isa) and not one.suits(replace(CONV, kernel=(1, 1)), isa)
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ from tvmcompress import linking
 from tvmcompress.errors import TargetError
 from tvmcompress.ir import graph, ops
 from tvmcompress.isa import Isa, isa_of
+from tvmcompress.kernels import winograd
 from tvmcompress.kernels.choices import Choose
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.lower import twins
@@ -36,7 +37,7 @@ LAYERS = {
     "3x3, 128 to 128, 28x28": Conv2d(1, 28, 28, 128, 128, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),
     "product 128x384 to 1536": Conv2d(1, 1, 128, 384, 1536, (1, 1), (1, 1), (0, 0, 0, 0), (1, 1)),
 }
-GROUPS = "N:M groups"
+GROUPS, KERNELS = "N:M groups", "kernels"
 LONGEST, SHORTEST = 16, 8  # M in these: of fewer inputs too few densities can be left
 Progress = Callable[[int, int | None, str], None]
 
@@ -93,35 +94,57 @@ def breakeven(
     machine = target.to_tvm()
     isa, here = isa_of(machine, target.l1d, target.l2), runs_here(target)
     found = formats(isa)
-    total, done = len(found) * len(LAYERS) * (len(densities) + 1), 0
+    pairs = [(one, layer) for one in found for layer, conv in LAYERS.items() if one.suits(conv, isa)]
+    total, done = len(pairs) * (len(densities) + 1), 0
     curves = []
     with tempfile.TemporaryDirectory(prefix="tvmcompress-") as folder:
         side = Side(target, machine, isa, Path(folder) if here else None)
-        for text, dtype, block in found:
-            for name, conv in LAYERS.items():
-                ratios = []
-                dense = side.build(conv, dtype, None, block, "") if here else None
-                for density in sorted(densities):
-                    done += 1
-                    if progress:
-                        progress(done, total, f"{text}, {dtype}: {name}")
-                    ratios.append((density, side.ratio(conv, dtype, density, block, text, dense)))
+        for one, layer in pairs:
+            ratios, conv = [], LAYERS[layer]
+            dense = side.build(conv, one, None) if here else None
+            for density in sorted(densities):
                 done += 1
-                curves.append(Curve(text, dtype, name, tuple(ratios)))
+                if progress:
+                    progress(done, total, f"{one.text}, {one.dtype}: {layer}")
+                ratios.append((density, side.ratio(conv, one, density, dense)))
+            done += 1
+            curves.append(Curve(one.text, one.dtype, layer, tuple(ratios)))
     return BreakEven(target.name, here, tuple(curves))
 
 
-def formats(isa: Isa) -> list[tuple[str, str, tuple[int, int]]]:
-    """Name, dtype, and the blocks in which zeros come; of N:M the M inputs."""
+@dataclass(frozen=True)
+class Format:
+    """What zeros come in: `block` (outputs, inputs), of one tap or of all; of N:M the M inputs. `text` names kernels."""
+
+    text: str
+    dtype: str
+    block: tuple[int, int]
+
+    @property
+    def through(self) -> bool:
+        """Whether a block goes through all taps of a kernel."""
+        return self.text.endswith(KERNELS)
+
+    def suits(self, conv: Conv2d, isa: Isa) -> bool:
+        return not self.through or winograd.applies(conv, isa)
+
+    def weights(self, conv: Conv2d, density: float) -> np.ndarray:
+        if self.text == GROUPS:
+            return of_groups(conv, density, self.block[1])
+        return emptied(conv, density, self.block, self.through)
+
+
+def formats(isa: Isa) -> list[Format]:
     depth = isa.dot.depth if isa.dot else 1
-    found = [("rows", "float32", (1, 1)), (f"{isa.lanes}x1 blocks", "float32", (isa.lanes, 1))]
+    found = [Format("rows", "float32", (1, 1)), Format(f"{isa.lanes}x1 blocks", "float32", (isa.lanes, 1))]
+    found.append(Format(f"{isa.lanes}x1 {KERNELS}", "float32", (isa.lanes, 1)))
     if isa.dot and isa.dot.function:
-        found.append((f"rows of 1x{depth}", "int8", (1, depth)))
-    found.append((f"{isa.lanes}x{depth} blocks", "int8", (isa.lanes, depth)))
+        found.append(Format(f"rows of 1x{depth}", "int8", (1, depth)))
+    found.append(Format(f"{isa.lanes}x{depth} blocks", "int8", (isa.lanes, depth)))
     kinds = {32: "float32", **({32 // depth: "int8"} if isa.dot and isa.dot.function else {})}
     reach = {pick.bits: 8 * pick.reach // pick.bits for pick in isa.picks}
-    groups = [(GROUPS, dtype, (1, min(reach.get(bits, 0), LONGEST))) for bits, dtype in kinds.items()]
-    return found + [one for one in groups if one[2][1] >= SHORTEST]
+    groups = [Format(GROUPS, dtype, (1, min(reach.get(bits, 0), LONGEST))) for bits, dtype in kinds.items()]
+    return found + [one for one in groups if one.block[1] >= SHORTEST]
 
 
 @dataclass(frozen=True)
@@ -133,23 +156,21 @@ class Side:
     isa: Isa
     folder: Path | None
 
-    def ratio(
-        self, conv: Conv2d, dtype: str, density: float, block: tuple[int, int], text: str, dense: Linked | None
-    ) -> float:
-        built = self.build(conv, dtype, density, block, text)
-        if isinstance(built, Linked) and dense is not None:
+    def ratio(self, conv: Conv2d, form: Format, density: float, dense: Linked | None) -> float:
+        built = self.build(conv, form, density)
+        if dense is not None:
             rng = np.random.default_rng(0)
             shape = (conv.n, conv.h, conv.w, conv.c)
-            x = rng.integers(0, 256, shape).astype(np.uint8) if dtype == "int8" else rng.standard_normal(shape)
-            return twins.ratio(built, dense, [x if dtype == "int8" else x.astype(np.float32)])
+            byte = form.dtype == "int8"
+            x = rng.integers(0, 256, shape).astype(np.uint8) if byte else rng.standard_normal(shape).astype(np.float32)
+            return twins.ratio(built, dense, [x])
         (row,) = (row["sparse"] for row in built.lowered.layers if row.get("sparse"))
         return float(row["estimate"])
 
-    def build(self, conv: Conv2d, dtype: str, density: float | None, block: tuple[int, int], text: str) -> Linked:
+    def build(self, conv: Conv2d, form: Format, density: float | None) -> Linked:
         """`density` None: the dense kernel."""
-        keep, full = (Keep("never"), 1.0) if density is None else (Keep("always"), density)
-        weight = of_groups(conv, full, block[1]) if text == GROUPS else emptied(conv, full, block)
-        mod = program(conv, dtype, weight)
+        keep, full, text = (Keep("never"), 1.0, "") if density is None else (Keep("always"), density, form.text)
+        mod = program(conv, form.dtype, form.weights(conv, full))
         lowered = lower(mod, self.machine, self.isa, choices=only(text), keep=keep)
         if self.folder is None:
             return Linked(lowered, Path())
@@ -169,13 +190,14 @@ def only(text: str) -> Callable[[str], Choose]:
     return lambda _key: choose
 
 
-def emptied(conv: Conv2d, density: float, block: tuple[int, int]) -> np.ndarray:
-    """Normal weights (O, C, KH, KW), of which blocks are zero."""
+def emptied(conv: Conv2d, density: float, block: tuple[int, int], through: bool = False) -> np.ndarray:
+    """Normal weights (O, C, KH, KW), of which blocks are zero; `through`: blocks of all taps."""
     rng = np.random.default_rng(0)
     outputs, inputs = block
-    mask = rng.random((-(-conv.oc // outputs), -(-conv.c // inputs), *conv.kernel)) < density
+    taps = (1, 1) if through else conv.kernel
+    mask = rng.random((-(-conv.oc // outputs), -(-conv.c // inputs), *taps)) < density
     mask = np.repeat(np.repeat(mask, outputs, 0), inputs, 1)[: conv.oc, : conv.c]
-    return (rng.standard_normal(mask.shape) * mask).astype(np.float32)
+    return (rng.standard_normal((conv.oc, conv.c, *conv.kernel)) * mask).astype(np.float32)
 
 
 def of_groups(conv: Conv2d, density: float, group: int) -> np.ndarray:

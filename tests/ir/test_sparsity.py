@@ -53,6 +53,16 @@ def test_channels_of_a_convolution_go_through_all_taps():
     assert sparsity(matrix_of(weight, 0, 1), tap=8).pattern == "channels"
 
 
+@pytest.mark.parametrize("block", [(16, 1), (4, 4), (8, 1)])
+def test_blocks_of_whole_kernels(block):
+    kernels = in_blocks(64, 32, block, 0.4)
+    matrix = full(64, 9 * 32) * np.tile(kernels != 0, (1, 9))
+    density = np.count_nonzero(matrix) / matrix.size
+    assert sparsity(matrix, tap=32) == Sparsity(density, "kernels", block)
+    assert str(sparsity(matrix, tap=32)) == f"kernels {block[0]}x{block[1]}"
+    assert sparsity(kernels).pattern == "blocks"  # of one tap there is nothing else
+
+
 def test_blocks_do_not_cross_taps():
     """6 inputs a tap: blocks of 1x4 are of 4 and 2, twice in 12 columns."""
     alive = np.random.default_rng(0).random((64, 2, 2)) < 0.4

@@ -28,9 +28,10 @@ SHAPES = [
     Conv2d(2, 7, 6, 8, 12, (3, 2), (1, 1), (0, 1, 2, 0), (2, 1), 2),
     Conv2d(1, 9, 9, 20, 20, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1), 20),
     Conv2d(1, 26, 29, 32, 40, (3, 3), (1, 1), (1, 1, 0, 2), (1, 1)),  # Winograd's
+    Conv2d(1, 26, 19, 32, 40, (3, 3), (1, 1), (1, 1, 1, 1), (1, 1)),  # the same with whole kernels that are zero
 ]
 
-GROUPS = 4  # of these the one whose weights are 1:4 where they are sparse
+GROUPS, KERNELS = 4, 5  # of these the ones whose weights are 1:4, or in blocks of whole kernels, where they are sparse
 
 
 def first(x: np.ndarray) -> np.ndarray:
@@ -42,13 +43,13 @@ def relax_conv(x, w, conv: Conv2d):
 
 
 def emptied(w: np.ndarray, seed: int) -> np.ndarray:
-    """(outputs, inputs, …) with zeros: in blocks of 8 by 4, anywhere, or of each four inputs all but one."""
+    """(outputs, inputs, …) with zeros: in blocks, anywhere, or of each four inputs all but one."""
     if seed == GROUPS:
         scores = np.random.default_rng(seed).random((w.shape[0], w.shape[1] // 4, 4, *w.shape[2:]))
         return w * (scores.argsort(2) == 0).reshape(w.shape).astype(w.dtype)
-    height, width = (8, 4) if seed % 2 else (1, 1)
-    coarse = (-(-w.shape[0] // height), -(-w.shape[1] // width), *w.shape[2:])
-    mask = np.random.default_rng(seed).random(coarse) < 0.2
+    height, width = (8, 1) if seed == KERNELS else (8, 4) if seed % 2 else (1, 1)
+    coarse = (-(-w.shape[0] // height), -(-w.shape[1] // width), *(w.shape[2:] if seed != KERNELS else (1, 1)))
+    mask = np.random.default_rng(seed).random(coarse) < (0.6 if seed == KERNELS else 0.2)
     mask = np.repeat(np.repeat(mask, height, 0), width, 1)[: w.shape[0], : w.shape[1]]
     return w * mask.astype(w.dtype)
 
@@ -117,8 +118,9 @@ def check(board: ArmBoard, target: str, folder: Path, sparse: bool = False, grou
     rows = package.manifest["layers"]
     assert any(row.get("algorithm") == "winograd" for row in rows) or sparse
     assert sum(row.get("sparse", {}).get("kept", False) for row in rows) == (
-        11 if sparse else 0
+        14 if sparse else 0
     )  # all but grouped ones
+    assert any(row.get("sparse", {}).get("format", "").endswith("kernels") for row in rows) == sparse
     assert sum(row.get("sparse", {}).get("format", "").endswith("groups") for row in rows) >= groups
     package.save(folder / "products.tar")
     results = board.run_package(folder / "products.tar", inputs)

@@ -116,14 +116,15 @@ def conv_operator(x, weight, conv: Conv2d):
 
 
 def emptied(rng: Rng, weight: np.ndarray) -> np.ndarray:
-    """(O, I, …) with zeros: anywhere, N of M, or in blocks of outputs by inputs; at times all, or hardly any."""
+    """(O, I, …) with zeros: anywhere, N of M, or in blocks of outputs by inputs; of these also whole kernels; at times all, or hardly any."""
     if rng.random() < 0.3:
         n, m = pick(rng, (2, 4), (1, 4), (4, 8), (1, 8), (4, 16))
         scores = rng.random((weight.shape[0], -(-weight.shape[1] // m), m, *weight.shape[2:]))
         mask = (scores.argsort(2) < n).reshape(weight.shape[0], -1, *weight.shape[2:])
         return weight * mask[:, : weight.shape[1]].astype(weight.dtype)
     outputs, inputs = pick(rng, (1, 1), (1, 1), (16, 1), (16, 4), (4, 1), (weight.shape[0], weight.shape[1]))
-    coarse = tuple(-(-d // b) for d, b in zip(weight.shape, (outputs, inputs))) + weight.shape[2:]
+    taps = (1,) * (weight.ndim - 2) if rng.random() < 0.4 else weight.shape[2:]  # whole kernels, or not
+    coarse = tuple(-(-d // b) for d, b in zip(weight.shape, (outputs, inputs))) + taps
     mask = rng.random(coarse) < pick(rng, 0.0, 0.05, 0.1, 0.3, 0.6, 0.95)
     mask = np.repeat(np.repeat(mask, outputs, 0), inputs, 1)[: weight.shape[0], : weight.shape[1]]
     return weight * mask.astype(weight.dtype)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tvmcompress.isa import BF16_BITS, Isa, isa_of
-from tvmcompress.kernels import sparse_blocks, sparse_nm, sparse_rows_lists, sparse_rows_plan
+from tvmcompress.kernels import sparse_blocks, sparse_nm, sparse_rows_lists, sparse_rows_plan, sparse_winograd
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.sparse import Streams, narrow, product
 from tvmcompress.target import Target
@@ -132,6 +132,26 @@ def test_blocks_come_back(layer, name, kinds, vectors):
     p = sparse_blocks.plan(conv, isa, how, vectors, 0.5)
     streams = sparse_blocks.pack(stored(weight, kinds[1]), conv, p)
     np.testing.assert_array_equal(from_blocks(streams, conv, p), weight)
+
+
+@given(layer=layers(), name=st.sampled_from(TARGETS), vectors=st.integers(1, 2))
+@settings(max_examples=100, deadline=None)
+def test_kernels_come_back(layer, name, vectors):
+    """An offset is a channel; values are taps, of all blocks one after the other."""
+    (conv, weight), isa = layer, ISAS[name]
+    conv = replace(conv, h=20, w=30, c=2 * isa.lanes, kernel=(3, 3), strides=(1, 1), dilation=(1, 1))
+    weight = np.resize(weight, (conv.oc, conv.c, 3, 3)).astype(np.float32)
+    p = sparse_winograd.plan(conv, isa, product(conv, isa, "float32", "float32"), vectors, 0.5)
+    if p is None:
+        return
+    streams, dense = sparse_winograd.pack(weight, conv, p), np.zeros((p.panels(conv) * p.width, conv.c, 9), np.float32)
+    for panel in range(p.panels(conv)):
+        for j in range(streams.pointers[panel], streams.pointers[panel + 1]):
+            at = slice(panel * p.width, (panel + 1) * p.width), streams.offsets[j]
+            assert not dense[at].any() and streams.values[:, j].any()
+            dense[at] = streams.values[:, j].T
+    assert not dense[conv.oc :].any()
+    np.testing.assert_array_equal(dense[: conv.oc].reshape(weight.shape), weight)
 
 
 @given(layer=layers(), name=st.sampled_from(TARGETS), kinds=st.sampled_from(KINDS))

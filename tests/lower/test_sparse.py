@@ -72,6 +72,17 @@ def test_blocks_are_seen(kinds, format_):
     assert row["blocks"] == pytest.approx(row["density"], rel=0.05)
 
 
+def test_blocks_of_whole_kernels_are_seen():
+    """Winograd's numbers of them are zero; of blocks that lie in one tap they are not."""
+    conv = replace(PLAIN, kernel=(3, 3), padding=(1, 1, 1, 1))
+    kernel, row = decided(emptied(conv, 0.5, (16, 1), through=True), conv=conv)
+    assert kernel is not None and row["format"] == "16x1 kernels" and row["estimate"] < 0.8
+    assert row["blocks"] == pytest.approx(row["density"], abs=0.01)
+    assert decided(emptied(conv, 0.3, (16, 1)), ALWAYS, conv=conv)[1]["format"] == "16x1 blocks"
+    kernel, row = decided(emptied(conv, 0.05, (16, 1), through=True), conv=replace(conv, strides=(2, 2)))
+    assert kernel is not None and row["format"] == "16x1 blocks"
+
+
 @pytest.mark.parametrize("n, m", [(1, 4), (2, 8), (1, 8), (2, 16)])
 @pytest.mark.parametrize("kinds", [FLOATS, INTEGERS])
 @pytest.mark.parametrize("isa", ["icelake-server", "x86-64-v3"])

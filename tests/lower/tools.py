@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +19,10 @@ from tvmcompress.lower.pipeline import Lowered, lower
 from tvmcompress.target import Target
 
 
-def build(mod: tvm.IRModule, name: str) -> Lowered:
+def build(mod: tvm.IRModule, name: str, **options: Any) -> Lowered:
     target = Target.load(name)
     machine = target.to_tvm()
-    return lower(mod, machine, isa_of(machine, target.l1d, target.l2))
+    return lower(mod, machine, isa_of(machine, target.l1d, target.l2), **options)
 
 
 def need(name: str) -> None:

@@ -50,6 +50,39 @@ def test_blocks_of_a_convolution():
     assert row["not_pruned"] == "as sparse already: 0.25 of its blocks are not zero"
 
 
+@pytest.mark.parametrize("norm", ["l1", "l2", "max"])
+def test_blocks_of_whole_kernels(norm):
+    weight = np.random.default_rng(5).normal(size=(40, 16, 3, 3)).astype(np.float32)
+    step = PruneBlocks(block=(16, 1), taps="all", density=0.25, norm=norm, **ALL)
+    outcome = step(of_conv(weight))
+    after = weights(outcome.module)["c"]
+    reduce = {"l1": np.abs(weight).sum, "l2": np.square(weight).sum, "max": np.abs(weight).max}[norm]
+    scores = reduce(axis=(2, 3))
+    scores = np.stack(
+        [getattr(part, "max" if norm == "max" else "sum")(0) for part in (scores[:16], scores[16:32], scores[32:])]
+    )
+    kept = np.repeat(scores >= np.sort(scores.reshape(-1))[-12], [16, 16, 8], axis=0)
+    np.testing.assert_array_equal(after != 0, np.broadcast_to(kept[:, :, None, None], weight.shape))
+    (row,) = outcome.notes
+    assert row["pattern"] == "kernels 16x1"
+
+
+def test_obs_of_whole_kernels():
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(16, 8, 3, 3)).astype(np.float32)
+    before = of_conv(weight)
+    mixed = np.concatenate([rng.standard_normal((4, 8)), 0.1 * np.eye(8)])  # channels that tell of each other
+    samples = [np.einsum("nchw,cd->ndhw", rng.standard_normal((1, 12, 6, 6)), mixed) for _ in range(9)]
+    samples = [sample.astype(np.float32) for sample in samples]
+    step = dict(block=(8, 1), taps="all", density=0.5, **ALL)
+    plain = PruneBlocks(**step)(before).module
+    after = PruneBlocks(**step, repair="obs")(before, calibration(*samples[:8])).module
+    blocks = (weights(after)["c"] != 0).reshape(2, 8, 8, 9)
+    assert (blocks.any((1, 3)) == blocks.all((1, 3))).all() and blocks.mean() == 0.5
+    x = samples[8]
+    assert snr_db(run(before, x), run(after, x)) > snr_db(run(before, x), run(plain, x)) + 2
+
+
 def test_blocks_that_do_not_divide():
     weight = normal(10, 6, 1, 1)
     step = PruneBlocks(block=(4, 4), density=0.5, ragged="skip", **ALL)
@@ -121,5 +154,7 @@ def test_wrong_options():
             PruneBlocks(block=block)
     with pytest.raises(RecipeError, match="prune_blocks: density must be above 0"):
         PruneBlocks(density=0.0)
+    with pytest.raises(RecipeError, match="taps must be one of 'each', 'all', got 'both'"):
+        PruneBlocks(taps="both")
     with pytest.raises(RecipeError, match="norm must be one of 'l1', 'l2', 'max', got 'l3'"):
         PruneBlocks(norm="l3")

@@ -26,7 +26,8 @@ LEAST_SIDE = 4  # of a matrix with a pattern; in one row every zero is a column 
 @dataclass(frozen=True)
 class Sparsity:
     """density: share of weights that are not zero. pattern: "dense", "unstructured", "channels" (rows or columns that
-    are all zeros), "2:4" or another N:M (of M inputs in a row at most N), or "blocks" of `block` (outputs, inputs).
+    are all zeros), "2:4" or another N:M (of M inputs in a row at most N), "blocks" of `block` (outputs, inputs), or
+    "kernels", blocks that go through all taps.
     """
 
     density: float
@@ -34,7 +35,7 @@ class Sparsity:
     block: tuple[int, int] | None = None
 
     def __str__(self) -> str:
-        return f"blocks {self.block[0]}x{self.block[1]}" if self.block else self.pattern
+        return f"{self.pattern} {self.block[0]}x{self.block[1]}" if self.block else self.pattern
 
 
 def matrix_of(weight: np.ndarray, channel: int, inner: int) -> np.ndarray:
@@ -67,7 +68,8 @@ def sparsity(matrix: np.ndarray, tap: int = 0) -> Sparsity:
         return Sparsity(density, "channels")
     for block in BLOCKS:
         if block[0] <= taps.shape[0] and block[1] <= taps.shape[2] and explains(kept, size, of_blocks(taps, block)):
-            return Sparsity(density, "blocks", block)
+            through = taps.shape[1] > 1 and explains(kept, size, of_blocks(taps, block, through=True))
+            return Sparsity(density, "kernels" if through else "blocks", block)
     return Sparsity(density, n_of_m(taps, kept) or "unstructured")
 
 
@@ -82,11 +84,12 @@ def of_channels(taps: np.ndarray) -> int:
     return int(rows.sum()) * int(columns.sum()) * taps.shape[1]
 
 
-def of_blocks(taps: np.ndarray, block: tuple[int, int]) -> int:
-    """How many weights lie in blocks that are not all zeros."""
-    alive = joined(joined(taps, 0, block[0]), 2, block[1])
+def of_blocks(taps: np.ndarray, block: tuple[int, int], through: bool = False) -> int:
+    """How many weights lie in blocks that are not all zeros; `through`: in blocks of all taps."""
+    kept = np.asarray(taps.any(axis=1, keepdims=True)) if through else taps
+    alive = joined(joined(kept, 0, block[0]), 2, block[1])
     rows, columns = sizes(taps.shape[0], block[0]), sizes(taps.shape[2], block[1])
-    return int(rows @ alive.sum(axis=1) @ columns)
+    return int(rows @ alive.sum(axis=1) @ columns) * (taps.shape[1] if through else 1)
 
 
 def n_of_m(taps: np.ndarray, kept: int) -> str:

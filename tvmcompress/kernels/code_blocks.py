@@ -38,19 +38,22 @@ def broadcast(f: Function, words: Words, pointer: str) -> str:
 
 def blocks(
     words: Words, pixels: Sequence[tuple[int, int]], vectors: int, right: int, down: int, index: str, element: int,
-    picked: Picked | None = None,
+    picked: Picked | None = None, more: int = 0,
 ) -> Function:  # fmt: skip
     """Sums of a tile: for each block, broadcast words of `pixels` (row, column) times `vectors` of weights.
 
     Pixels lie `right` and `down` bytes apart; offsets, of type `index`, count elements of `element` bytes. Arguments:
     image, values, offsets, how many blocks, results of the first pixel, of the next column and of the next row.
 
-    `picked`: words of one vector of outputs that differ from lane to lane; their places come behind the offsets.
+    `more`: ends of further memory, see `END`. `picked`: words of one vector of outputs that differ from lane to lane; their places come behind the offsets.
     """
     name = f"tvmcompress_blocks_{words.tag}_{len(pixels)}_{pixels[-1][0]}_{vectors}_{right}_{down}_{index}_{element}"
+    name += f"_{more}" if more else ""
     name += f"_{picked.pick.function}_{picked.words}" if picked else ""
     arrays = [f"ptr noalias %{name}" for name in ("image", "values", "offsets", *(["places"] if picked else []))]
-    f = Function(name, [*arrays, "i32 %count", "ptr %out", "ptr %column", "ptr %line", END])
+    f = Function(
+        name, [*arrays, "i32 %count", "ptr %out", "ptr %column", "ptr %line", END, *(f"{END}{i}" for i in range(more))]
+    )
     f.needs += [picked.pick.body] if picked else []
     first, column, line = (f.new(f"ptrtoint ptr %{n} to i64") for n in ("out", "column", "line"))
     apart, below = f.new(f"sub i64 {column}, {first}"), f.new(f"sub i64 {line}, {first}")

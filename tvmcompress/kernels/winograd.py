@@ -15,6 +15,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from tvm import te, tirx
@@ -31,6 +32,8 @@ OUT, PATCH, KERNEL = 4, 6, 3
 # The points are 0, A, -A, B, -B and infinity; all powers and products below are exact in float32.
 A, B = 5 / 8, 3 / 2
 Numbers = Sequence[tirx.Expr]
+Array: TypeAlias = te.Tensor | tirx.Buffer
+Index: TypeAlias = tirx.Expr
 
 
 def transform_data(d: Numbers) -> list[tirx.Expr]:
@@ -111,8 +114,11 @@ def plan(conv: Conv2d, isa: Isa, choices: Choices = untuned) -> Plan | None:
 
 
 @functools.cache
-def plans(conv: Conv2d, isa: Isa) -> list[Plan]:
-    """All divisions into tasks whose patches are whole tiles, the cheapest first."""
+def plans(conv: Conv2d, isa: Isa, vectors: int = 0, density: float = 1.0) -> list[Plan]:
+    """All divisions into tasks whose patches are whole tiles, the cheapest first.
+
+    `vectors`: of a tile, 0 for any number; `density`: the share of its steps that have weights.
+    """
     high, wide = (-(-side // OUT) for side in conv.out)
     cores, found = min(isa.cores, MEASURED), []
     for rows in range(1, min(high, 8) + 1):
@@ -121,11 +127,11 @@ def plans(conv: Conv2d, isa: Isa) -> list[Plan]:
             patches = rows * columns
             # A tile is part of a row of patches, or whole ones.
             for pixels in (p for p in range(1, min(patches, isa.registers) + 1) if whole(p, rows, columns)):
-                for vectors in range(1, 9):
-                    if pixels * vectors + vectors + 1 > isa.registers or (vectors - 1) * isa.lanes >= conv.oc:
+                for count in [vectors] if vectors else range(1, 9):
+                    if pixels * count + count + 1 > isa.registers or (count - 1) * isa.lanes >= conv.oc:
                         break
-                    tile = Tile(pixels, vectors, isa.lanes)
-                    found.append(Plan(rows, columns, tile, tasks * cycles(conv, isa, patches, tile)))
+                    tile = Tile(pixels, count, isa.lanes)
+                    found.append(Plan(rows, columns, tile, tasks * cycles(conv, isa, patches, tile, density)))
     return sorted(found, key=lambda p: p.cycles)
 
 
@@ -133,15 +139,16 @@ def whole(pixels: int, rows: int, columns: int) -> bool:
     return columns % pixels == 0 or (pixels % columns == 0 and rows % (pixels // columns) == 0)
 
 
-def cycles(conv: Conv2d, isa: Isa, patches: int, tile: Tile) -> float:
+def cycles(conv: Conv2d, isa: Isa, patches: int, tile: Tile, density: float = 1.0) -> float:
     """What one task of so many patches costs."""
     blocks = -(-conv.oc // tile.block)
     channels, sums = blocks * tile.block, tile.pixels * tile.vectors
-    near = tile.block * 4 / NEAR_BYTES if conv.c * tile.block * 4 > isa.l1d // 2 else 0
-    steps = conv.c * (max(sums, tile.pixels + tile.vectors, near, 8) + 1) + 3 * sums
+    near = tile.block * 4 / NEAR_BYTES if density * conv.c * tile.block * 4 > isa.l1d // 2 else 0
+    steps = density * conv.c * (max(sums, tile.pixels + tile.vectors, near, 8) + 1) + 3 * sums
     products = PATCH**2 * patches // tile.pixels * blocks * steps
     around = patches * (conv.c * TRANSFORM_DATA + channels * TRANSFORM_SUMS) / isa.lanes
-    weights, between = PATCH**2 * conv.c * channels * 4, PATCH**2 * patches * (conv.c + channels) * 4
+    weights = density * PATCH**2 * conv.c * channels * 4
+    between = PATCH**2 * patches * (conv.c + channels) * 4
     far = (weights if weights > isa.l2 * 3 // 4 else 0) + (between if between > isa.l2 // 2 else 0)
     return products + around + far / FAR_BYTES
 
@@ -158,29 +165,58 @@ def pick(index: tirx.Expr, values: Numbers) -> tirx.Expr:
     return chosen
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Patches of an image, whole tasks of them: n, down, across."""
+
+    n: int
+    high: int
+    wide: int
+
+    @classmethod
+    def of(cls, conv: Conv2d, p: Plan) -> Grid:
+        high, wide = (-(-side // OUT) for side in conv.out)
+        return cls(conv.n, round_up(high, p.rows), round_up(wide, p.columns))
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.n, self.high, self.wide
+
+
+# Elements of what is computed between input and output; arrays are tensors of TVM's expressions or a program's buffers.
+def patch_of(x: Array, conv: Conv2d, n: Index, i: Index, j: Index, r: Index, k: Index, c: Index) -> tirx.Expr:
+    top, left, _, _ = conv.padding
+    h, w = i * OUT + r - top, j * OUT + k - left
+    inside = tirx.all(h >= 0, h < conv.h, w >= 0, w < conv.w)
+    return tirx.if_then_else(inside, x[n, h, w, c], tirx.const(0.0, "float32"))
+
+
+def half_of(patch: Array, n: Index, i: Index, j: Index, u: Index, k: Index, c: Index) -> tirx.Expr:
+    return pick(u, transform_data([patch[n, i, j, r, k, c] for r in range(PATCH)]))
+
+
+def data_of(half: Array, u: Index, v: Index, n: Index, i: Index, j: Index, c: Index) -> tirx.Expr:
+    return pick(v, transform_data([half[n, i, j, u, k, c] for k in range(PATCH)]))
+
+
+def row_of(sums: Array, block: int, n: Index, i: Index, j: Index, r: Index, v: Index, o: Index) -> tirx.Expr:
+    return pick(r, transform_sums([sums[u, v, n, i, j, o // block, o % block] for u in range(PATCH)]))
+
+
+def pixel_of(rows: Array, n: Index, i: Index, j: Index, r: Index, k: Index, o: Index) -> tirx.Expr:
+    return pick(k, transform_sums([rows[n, i, j, r, v, o] for v in range(PATCH)]))
+
+
+def result_of(pixels: Array, n: Index, h: Index, w: Index, o: Index) -> tirx.Expr:
+    return pixels[n, h // OUT, w // OUT, h % OUT, w % OUT, o]
+
+
 def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan) -> te.Tensor:
     """x (n, h, w, c) and transformed weights, both float32: (n, oh, ow, oc)."""
-    oh, ow = conv.out
-    top, left, _, _ = conv.padding
-    blocks, block = -(-conv.oc // p.tile.block), p.tile.block
-    grid = (conv.n, round_up(-(-oh // OUT), p.rows), round_up(-(-ow // OUT), p.columns))
-    zero = tirx.const(0.0, "float32")
-
-    def pixel(n, i, j, r, k, c):
-        h, w = i * OUT + r - top, j * OUT + k - left
-        return tirx.if_then_else(tirx.all(h >= 0, h < conv.h, w >= 0, w < conv.w), x[n, h, w, c], zero)
-
-    patch = te.compute((*grid, PATCH, PATCH, conv.c), pixel, name="patch")
-    half = te.compute(
-        (*grid, PATCH, PATCH, conv.c),
-        lambda n, i, j, u, k, c: pick(u, transform_data([patch[n, i, j, r, k, c] for r in range(PATCH)])),
-        name="half",
-    )
-    data = te.compute(
-        (PATCH, PATCH, *grid, conv.c),
-        lambda u, v, n, i, j, c: pick(v, transform_data([half[n, i, j, u, k, c] for k in range(PATCH)])),
-        name="data",
-    )
+    blocks, block, grid = -(-conv.oc // p.tile.block), p.tile.block, Grid.of(conv, p).shape
+    patch = te.compute((*grid, PATCH, PATCH, conv.c), lambda *at: patch_of(x, conv, *at), name="patch")
+    half = te.compute(patch.shape, lambda *at: half_of(patch, *at), name="half")
+    data = te.compute((PATCH, PATCH, *grid, conv.c), lambda *at: data_of(half, *at), name="data")
     rc = te.reduce_axis((0, conv.c), "c")
     sums = te.compute(
         (PATCH, PATCH, *grid, blocks, block),
@@ -193,30 +229,35 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, p: Plan) -> te.Tensor
             "plan": [p.rows, p.columns, p.tile.pixels, p.tile.vectors, p.tile.lanes],
         },
     )
-    rows = te.compute(
-        (*grid, OUT, PATCH, blocks * block),
-        lambda n, i, j, r, v, o: pick(
-            r, transform_sums([sums[u, v, n, i, j, o // block, o % block] for u in range(PATCH)])
-        ),
-        name="rows",
-    )
-    pixels = te.compute(
-        (*grid, OUT, OUT, blocks * block),
-        lambda n, i, j, r, k, o: pick(k, transform_sums([rows[n, i, j, r, v, o] for v in range(PATCH)])),
-        name="pixels",
-    )
-    return te.compute(
-        (conv.n, oh, ow, conv.oc),
-        lambda n, h, w, o: pixels[n, h // OUT, w // OUT, h % OUT, w % OUT, o],
-        name="crop",
-    )
+    between = (*grid, OUT, PATCH, blocks * block)
+    rows = te.compute(between, lambda *at: row_of(sums, block, *at), name="rows")
+    pixels = te.compute((*grid, OUT, OUT, blocks * block), lambda *at: pixel_of(rows, *at), name="pixels")
+    return te.compute((conv.n, *conv.out, conv.oc), lambda *at: result_of(pixels, *at), name="crop")
 
 
 def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     """Groups of patches in parallel, each transformed, multiplied and transformed back while it is in the caches."""
+    outer = around_products(sch, isa, choose)
+    _, anchor, _ = generic.around_anchor(sch)
+    _, _, pixels, vectors, lanes = (int(v) for v in sch.get(anchor).annotations["plan"])
+    u, v, _, i, j, b, o, c_sum = sch.get_loops(anchor)[outer:]
+    p_outer, p_inner = sch.split(sch.fuse(i, j), [None, pixels])
+    o_outer, o_inner = sch.split(o, [vectors, lanes])
+    sch.reorder(u, v, b, p_outer, c_sum, p_inner, o_outer, o_inner)
+    kept = sch.cache_write(anchor, 0, "local")
+    sch.reverse_compute_at(kept, p_outer, preserve_unit_loops=True)
+    for loop in (p_inner, o_outer):
+        sch.unroll(loop)
+    sch.vectorize(o_inner)
+    straight(sch, kept, 3, lanes)
+    straight(sch, sch.decompose_reduction(anchor, c_sum), 2)
+
+
+def around_products(sch: Schedule, isa: Isa, choose: Choose) -> int:
+    """Tasks, and in each what is before and behind its products; how many loops are around these."""
     blocks = {sch.get(b).name_hint: b for b in generic.blocks_of(sch)}
     _, anchor, after = generic.around_anchor(sch)
-    high, wide, pixels, vectors, lanes = (int(v) for v in sch.get(anchor).annotations["plan"])
+    high, wide, _, _, lanes = (int(v) for v in sch.get(anchor).annotations["plan"])
     for block in after[2:-1]:
         sch.compute_inline(block)
     last, out = after[-1], blocks["pixels"]
@@ -234,18 +275,8 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     straight(sch, blocks["rows"], 2)
     straight(sch, last, 3, lanes)
 
-    *outer, u, v, _, i, j, b, o, c_sum = sch.get_loops(anchor)
-    p_outer, p_inner = sch.split(sch.fuse(i, j), [None, pixels])
-    o_outer, o_inner = sch.split(o, [vectors, lanes])
-    sch.reorder(u, v, b, p_outer, c_sum, p_inner, o_outer, o_inner)
-    kept = sch.cache_write(anchor, 0, "local")
-    sch.reverse_compute_at(kept, p_outer, preserve_unit_loops=True)
-    for loop in (p_inner, o_outer):
-        sch.unroll(loop)
-    sch.vectorize(o_inner)
-    straight(sch, kept, 3, lanes)
-
-    u, v, _, i, j, c = sch.get_loops(blocks["data"])[len(outer) :]
+    outer = 3
+    u, v, _, i, j, c = sch.get_loops(blocks["data"])[outer:]
     c_outer, c_inner = sch.split(c, [None, lanes])
     sch.reorder(i, j, c_outer, u, v, c_inner)
     for name in ("half", "patch"):
@@ -255,4 +286,5 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     count = choose("tasks", (3, 2, 1)) if isa.cores > 1 else 0
     if count:
         sch.parallel(sch.fuse(*(n, down, across)[:count]))
-    straight(sch, sch.decompose_reduction(anchor, c_sum), 2)
+        outer -= count - 1
+    return outer

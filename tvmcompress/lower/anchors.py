@@ -25,7 +25,7 @@ from tvmcompress.kernels.choices import Choices, untuned
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.sparse import Product
 from tvmcompress.kernels.sparse_rows_plan import PIXELS, PLANES
-from tvmcompress.lower import packing, shared_rows, sparse, swaps
+from tvmcompress.lower import packing, shared_rows, sparse, sparse_formats, swaps
 from tvmcompress.lower.finish import Finish, Finishes
 from tvmcompress.lower.layer_shapes import INTEGERS, convolution, row_of_pixels
 from tvmcompress.lower.parts import Part, Parts, part
@@ -122,9 +122,9 @@ class Anchors:
         if kernel is None:
             return None
         self.note(var, kind, conv.macs, kinds, None)
-        how, apart = kernel.plan.product, var in self.layers.views.members
+        how, apart = kernel.product, var in self.layers.views.members
         layouts = PLANES if planes is not None else PIXELS, PLANES if apart else PIXELS
-        if PLANES in layouts and (other := sparse.by_layout(kernel, conv, self.isa, self.choices, *layouts)):
+        if PLANES in layouts and (other := sparse_formats.by_layout(kernel, conv, self.isa, self.choices, *layouts)):
             kernel, x = other, x if planes is None else planes
             shape = (conv.n, conv.oc, math.prod(conv.out)) if apart else shape
         x = self.operand(rw, x, how)
@@ -134,8 +134,8 @@ class Anchors:
         finish = self.finishes(var) if kernel.finishes else Finish()
         self.finished.update(finish.taken)
         function = rw.builder.add_func(kernel.program(conv, streams, shape, fill, finish), f"{kind}_sparse")
-        arrays = [*streams.arrays, *([] if finish.bias is None else [np.ascontiguousarray(finish.bias)])]
-        operands = [x, *(graph.const(array) for array in arrays)]
+        bias = [] if finish.bias is None else [graph.const(np.ascontiguousarray(finish.bias))]
+        operands = [x, *kernel.weights(rw, streams), *bias]
         call = relax.op.call_tir(function, operands, relax.TensorType(list(shape), how.sums))
         return self.layers.views.view(rw, call, var) if apart else cast_back(rw, call, var)
 

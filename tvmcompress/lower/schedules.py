@@ -22,6 +22,7 @@ from tvmcompress.kernels import (
     lookup,
     sparse_blocks,
     sparse_rows,
+    sparse_winograd,
     tile,
     winograd,
 )
@@ -36,6 +37,7 @@ FAMILIES: dict[str, Callable[[Schedule, Isa, Choose], None]] = {
     "winograd": winograd.schedule,
     sparse_blocks.NAME: sparse_blocks.schedule,
     sparse_rows.NAME: sparse_rows.schedule,
+    sparse_winograd.NAME: sparse_winograd.schedule,
     "ready": lambda _sch, _isa, _choose: None,  # written with its schedule
 }
 

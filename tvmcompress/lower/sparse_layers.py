@@ -16,7 +16,7 @@ from tvmcompress.isa import Isa
 from tvmcompress.kernels.choices import Choices
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.sparse_rows_plan import PIXELS, PLANES, SPREAD
-from tvmcompress.lower import sparse
+from tvmcompress.lower import sparse, sparse_formats
 from tvmcompress.lower.layer_shapes import convolution, row_of_pixels
 from tvmcompress.lower.planes import Views, images, in_planes
 from tvmcompress.lower.sparse import Keep
@@ -27,7 +27,7 @@ class SparseLayers:
 
     def __init__(self, isa: Isa, choices: Choices, keep: Keep) -> None:
         self.isa, self.choices, self.keep = isa, choices, keep
-        self.kept: dict[str, tuple[sparse.Sparse | None, dict]] = {}
+        self.kept: dict[str, tuple[sparse_formats.Sparse | None, dict]] = {}
         self.shapes: dict[str, Conv2d] = {}
         self.views = Views(set())
 
@@ -42,7 +42,7 @@ class SparseLayers:
 
     def decide(
         self, name: str, value: np.ndarray, conv: Conv2d, kinds: tuple[str, str], planes: bool = False
-    ) -> sparse.Sparse | None:
+    ) -> sparse_formats.Sparse | None:
         """The sparse kernel for a layer with the weights `value` (oc, ic, kh, kw); None for the dense one."""
         if name not in self.kept:
             self.kept[name] = sparse.kept(value, conv, self.isa, kinds, self.keep, name, self.choices, planes)
@@ -53,7 +53,7 @@ class SparseLayers:
         (kernel, _), conv = self.kept[var.name], self.shapes[var.name]
         assert kernel is not None
         layouts = PLANES if source else PIXELS, PLANES if result else PIXELS
-        found = sparse.by_layout(kernel, conv, self.isa, self.choices, *layouts)
+        found = sparse_formats.by_layout(kernel, conv, self.isa, self.choices, *layouts)
         # Estimates leave out what dense kernels take for their results, too; planes are written at once.
         written = 0 if result else 2 * SPREAD * conv.n * math.prod(conv.out) * conv.oc / self.isa.cores
         return found.cycles + written if found else math.inf
@@ -76,7 +76,7 @@ class SparseLayers:
         if conv is None or conv.groups > 1 or not isinstance(image, relax.Var) or conv.n != images(graph.shape(image)):
             return []
         kernel = self.decide(var.name, value, conv, ("float32", "float32"), planes=True)
-        if kernel is None or sparse.by_layout(kernel, conv, self.isa, self.choices, PLANES, PLANES) is None:
+        if kernel is None or sparse_formats.by_layout(kernel, conv, self.isa, self.choices, PLANES, PLANES) is None:
             return []
         self.shapes[var.name] = conv
         return [image] if image is x else [image, x]

@@ -18,16 +18,18 @@ class PruneBlocks(Pruning):
     """conv(x, W) -> conv(x, W * mask), where the blocks of the greatest norms stay, whole
 
     A block is `block` = [outputs, inputs]: so many neighbouring output channels by so many neighbouring inputs of one
-    tap. `density` is the share of blocks that stay, of each layer or with scope = "global" of all layers together.
-    Blocks lie within a tap and within a group of a convolution; where they do not divide these, ragged = "pad" lets the
-    last ones be smaller (as if zeros were beyond), "skip" leaves the layer. Which layers are taken, what becomes of
-    zeros that are there already, and `repair` are as in `prune_magnitude`.
+    tap, or with taps = "all" of all taps of a kernel: a block is then whole kernels, which also Winograd's convolution
+    can leave out. `density` is the share of blocks that stay, of each layer or with scope = "global" of all layers
+    together. Blocks lie within a group of a convolution; where they do not divide it, ragged = "pad" lets the last ones
+    be smaller (as if zeros were beyond), "skip" leaves the layer. Which layers are taken, what becomes of zeros that are
+    there already, and `repair` are as in `prune_magnitude`.
 
     Cost: none by itself; a kernel reads one index for a block. After Gray et al., "GPU kernels for block-sparse
     weights", 2017.
     """
 
     block: tuple[int, ...] = option((16, 4), "outputs and inputs of a block")
+    taps: str = option("each", "of a kernel, that a block lies in", choices=("each", "all"))
     density: float = option(0.5, "share of the blocks that stay, above 0 and at most 1")
     norm: str = option("l2", "of blocks, by which they are compared", choices=NORMS)
     scope: str = option("layer", "whether each layer has this density or all together", choices=("layer", "global"))
@@ -52,7 +54,8 @@ class PruneBlocks(Pruning):
         misfits = {weight: self.misfit(weight) for weight in weights}
         fitting = [weight for weight in weights if not misfits[weight]]
         block = self.block[0], self.block[1]
-        found = dict(zip(fitting, greatest_blocks(fitting, block, self.density, self.scope, self.norm)))
+        through = self.taps == "all"
+        found = dict(zip(fitting, greatest_blocks(fitting, block, self.density, self.scope, self.norm, through)))
         return [misfits[weight] or found[weight] for weight in weights]
 
     def misfit(self, weight: Weight) -> str:

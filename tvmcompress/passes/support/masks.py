@@ -53,34 +53,45 @@ def counts(scores: Sequence[np.ndarray], density: float, scope: str) -> list[int
 
 @dataclass(frozen=True, eq=False)
 class Tiling:
-    """A matrix of `shape` cut into blocks: the first row and column of each."""
+    """A matrix of `shape` cut into blocks: the first row and column of each.
+
+    `taps`: of so many parts of the columns, one behind the other, a block takes the same columns.
+    """
 
     shape: tuple[int, int]
     rows: np.ndarray
     columns: np.ndarray
+    taps: int = 1
 
     @classmethod
-    def of(cls, shape: tuple[int, int], block: tuple[int, int], height: int, tap: int) -> Tiling:
-        """Blocks that cross neither from `height` rows to the next (the outputs of a group) nor from `tap` columns to
-        the next (the inputs of a tap). Where they do not divide these, the last ones are smaller.
+    def of(cls, shape: tuple[int, int], block: tuple[int, int], height: int, tap: int, through: bool = False) -> Tiling:
+        """Blocks that do not cross from `height` rows to the next (the outputs of a group), and either lie within
+        `tap` columns (the inputs of a tap) or go `through` all taps. Where they do not divide these, the last ones are
+        smaller.
         """
-        return cls(shape, starts(shape[0], height, block[0]), starts(shape[1], tap, block[1]))
+        taps = shape[1] // tap if through else 1
+        return cls(shape, starts(shape[0], height, block[0]), starts(shape[1] // taps, tap, block[1]), taps)
 
     def scores(self, scores: np.ndarray, norm: str = "l1") -> np.ndarray:
         """Of each block: the sum, the sum of squares (as good as its root for what is greater), or the greatest."""
         reduce = np.maximum.reduceat if norm == "max" else np.add.reduceat
         scores = np.square(scores) if norm == "l2" else scores
+        if self.taps > 1:
+            scores = reduce(scores.reshape(len(scores), self.taps, -1), [0], axis=1)[:, 0]
         if scores.size == self.rows.size * self.columns.size:  # blocks of one
             return scores
         return reduce(reduce(scores, self.rows, axis=0), self.columns, axis=1)
 
     def spread(self, chosen: np.ndarray) -> np.ndarray:
         """From one value a block to one an element."""
-        heights, widths = (np.diff(np.append(s, n)) for s, n in zip((self.rows, self.columns), self.shape))
-        return np.repeat(np.repeat(chosen, heights, axis=0), widths, axis=1)
+        sides = self.shape[0], self.shape[1] // self.taps
+        heights, widths = (np.diff(np.append(s, n)) for s, n in zip((self.rows, self.columns), sides))
+        return np.tile(np.repeat(np.repeat(chosen, heights, axis=0), widths, axis=1), (1, self.taps))
 
     def part(self, rows: slice, first: int, last: int) -> Tiling:
         row_starts = self.rows[(self.rows >= rows.start) & (self.rows < rows.stop)] - rows.start
+        if self.taps > 1:
+            return Tiling((rows.stop - rows.start, last - first), row_starts, self.columns, self.taps)
         column_starts = self.columns[(self.columns >= first) & (self.columns < last)] - first
         return Tiling((rows.stop - rows.start, last - first), row_starts, column_starts)
 
@@ -98,6 +109,8 @@ class GreatestBlocks:
 
     def spans(self) -> list[int]:
         found: list[int] = []
+        if self.tiling.taps > 1:
+            return [0]
         for start in self.tiling.columns.tolist():
             if not found or start >= found[-1] + SPAN:
                 found.append(start)

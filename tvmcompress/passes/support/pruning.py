@@ -106,10 +106,10 @@ def first_convolutions(mod: tvm.IRModule) -> set[str]:
 
 
 def greatest_blocks(
-    weights: Sequence[Weight], block: tuple[int, int], density: float, scope: str, norm: str
+    weights: Sequence[Weight], block: tuple[int, int], density: float, scope: str, norm: str, through: bool = False
 ) -> list[Pattern | str]:
     """The pattern that keeps a share of each weight's blocks, or of those of all weights together."""
-    tilings = [Tiling.of(w.matrix.shape, block, w.height, w.tap) for w in weights]
+    tilings = [Tiling.of(w.matrix.shape, block, w.height, w.tap, through) for w in weights]
     scores = [t.scores(np.abs(w.matrix), norm) for t, w in zip(tilings, weights)]
     found: list[Pattern | str] = []
     for tiling, score, count in zip(tilings, scores, counts(scores, density, scope) if scores else []):
