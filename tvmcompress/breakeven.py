@@ -114,7 +114,7 @@ def breakeven(
 
 @dataclass(frozen=True)
 class Format:
-    """What zeros come in: `block` (outputs, inputs), of one tap or of all; of N:M the M inputs. `text` names kernels."""
+    """What zeros come in: `block` (outputs, inputs) of one tap or all; of N:M the M inputs. `text` is the kernels'."""
 
     text: str
     dtype: str

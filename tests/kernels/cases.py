@@ -116,7 +116,8 @@ def conv_operator(x, weight, conv: Conv2d):
 
 
 def emptied(rng: Rng, weight: np.ndarray) -> np.ndarray:
-    """(O, I, …) with zeros: anywhere, N of M, or in blocks of outputs by inputs; of these also whole kernels; at times all, or hardly any."""
+    """(O, I, …) with zeros: anywhere, N of M, or in blocks of outputs by inputs, at times whole kernels; now and then
+    all, or hardly any."""
     if rng.random() < 0.3:
         n, m = pick(rng, (2, 4), (1, 4), (4, 8), (1, 8), (4, 16))
         scores = rng.random((weight.shape[0], -(-weight.shape[1] // m), m, *weight.shape[2:]))

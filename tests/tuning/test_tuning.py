@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import onnx
@@ -24,6 +25,7 @@ from tvmcompress.kernels.choices import versions
 from tvmcompress.lower.pipeline import lower_graph
 from tvmcompress.passes import simplified
 from tvmcompress.target import Target
+from tvmcompress.timing.session import turns
 from tvmcompress.trials import Trial, digest, target_key
 from tvmcompress.tuning import FOLDER, tune, workshop
 from tvmcompress.tuning.bench import WrongResult, compare
@@ -31,7 +33,7 @@ from tvmcompress.tuning.cost_model import CostModel
 from tvmcompress.tuning.kernel import FINALISTS
 from tvmcompress.tuning.search import BATCH, Search
 from tvmcompress.tuning.tasks import Task, anchors_of, tasks
-from tvmcompress.tuning.whole import Whole
+from tvmcompress.tuning.whole import Whole, clearly
 from tvmcompress.tuning.workshop import Workshop
 from tvmcompress.tuning_log import TuningLog
 
@@ -358,6 +360,36 @@ def test_finalists_are_timed_within_the_model(model, tmp_path) -> None:
         ms = [form[key] / calls for form in times]
         assert kept[key]["untuned_ms"] == ms[0] and kept[key]["ms"] in ms and kept[key]["ms"] <= ms[0]
         assert all(0 < one < 100 for one in ms)
+
+
+@pytest.mark.parametrize(
+    "won, rounds, sure", [(6, 6, True), (5, 6, False), (20, 30, False), (21, 30, True), (15, 30, False), (0, 6, False)]
+)
+def test_what_is_clearly_faster(won: int, rounds: int, sure: bool) -> None:
+    """Of equals 1 in 64 would win all of six rounds, 1 in 47 so many of thirty."""
+    assert clearly(won, rounds) is sure
+
+
+def test_turns_go_both_ways() -> None:
+    assert list(turns(3, 3)) == [0, 1, 2, 2, 1, 0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("slower, sure", [(1.1, False), (1.0, False), (0.9, True)])
+def test_a_model_is_compared_in_pairs(monkeypatch, slower: float, sure: bool) -> None:
+    """The machine gets slower all the time: neither form gains by that."""
+    asked = []
+
+    def samples(self, built, rounds):
+        asked.append(rounds)
+        drift = np.linspace(1, 3, rounds)[:, None] * np.ones(9)
+        return [drift, drift * slower]
+
+    monkeypatch.setattr(Whole, "samples", samples)
+    whole = Whole.__new__(Whole)
+    whole.workshop, whole.task, whole.first, whole.untuned_ms = Mock(), None, object(), 30.0
+    whole.workshop.build_wholes.return_value = [object()]
+    assert whole.end({}) == {"untuned": 2.0, "tuned": 2.0 * slower if sure else 2.0}
+    assert asked == [11]  # of 2 x 9 x 30 ms
 
 
 def test_what_is_no_faster_as_a_whole_is_withdrawn(model, tmp_path, monkeypatch) -> None:

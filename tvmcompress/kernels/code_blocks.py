@@ -45,7 +45,8 @@ def blocks(
     Pixels lie `right` and `down` bytes apart; offsets, of type `index`, count elements of `element` bytes. Arguments:
     image, values, offsets, how many blocks, results of the first pixel, of the next column and of the next row.
 
-    `more`: ends of further memory, see `END`. `picked`: words of one vector of outputs that differ from lane to lane; their places come behind the offsets.
+    `more`: ends of further memory, see `END`.
+    `picked`: words of one vector of outputs that differ from lane to lane; their places come behind the offsets.
     """
     name = f"tvmcompress_blocks_{words.tag}_{len(pixels)}_{pixels[-1][0]}_{vectors}_{right}_{down}_{index}_{element}"
     name += f"_{more}" if more else ""

@@ -2,8 +2,8 @@
 
     sums[u, v, patch, p, o] = sum over blocks j of panel p of data[u, v, patch, offset[j]] * values[u, v, j, o]
 
-A panel is `width` neighbouring output channels, a block is the kernels, all their taps, of a panel and one input. The 36
-numbers that a kernel becomes are all zero where its 9 taps are: what is left out once is left out of all 36 products.
+A panel is `width` neighbouring output channels, a block is the kernels of a panel and one input, all their taps. The 36
+numbers that a kernel becomes are all zero where its 9 taps are: a block that is left out is so in all 36 products.
 See `winograd` for what is before and behind these, and `sparse_blocks` for the loop over blocks.
 """
 

@@ -12,7 +12,6 @@ Which, and whether at all, is a matter of estimated cycles (`Keep.policy` "faste
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,7 +29,7 @@ from tvmcompress.lower.sparse_formats import Blocks, Groups, Kernels, Rows, Spar
 
 POLICIES = ("faster", "smaller", "always", "never")
 MOVES = ("relax.reshape", "relax.permute_dims", "relax.strided_slice")
-FEW_ZEROS = 0.95  # of a layer's weights: with more than that it is not sparse
+FEW_ZEROS = 0.95  # the share of weights, or of blocks: with more than that there is nothing to leave out
 EFFICIENCY = {"float32": 0.85, "int32": 0.7}  # of the peak, that dense kernels reach
 STREAM = 10  # bytes in a cycle that all cores together read from memory
 FEW_PIXELS = 2  # with which a layer takes as long as its weights take to arrive
@@ -70,10 +69,11 @@ def candidates(
         p = sparse_blocks.plan(conv, isa, how, vectors, density, choices)
         cycles = sparse_blocks.estimate(conv, p, isa, density)
         found.append(Blocks(f"{p.width}x{how.depth} blocks", p, density, cycles))
-        whole = share(sparse_winograd.alive(weight, vectors * how.lanes))
-        if winograd_plan := sparse_winograd.plan(conv, isa, how, vectors, whole, choices):
-            cycles = sparse_winograd.estimate(conv, winograd_plan, isa, whole)
-            found.append(Kernels(f"{winograd_plan.width}x1 kernels", winograd_plan, whole, cycles))
+        density = share(sparse_winograd.alive(weight, vectors * how.lanes))
+        w = sparse_winograd.plan(conv, isa, how, vectors, density, choices) if density <= FEW_ZEROS else None
+        if w is not None:
+            cycles = sparse_winograd.estimate(conv, w, isa, density)
+            found.append(Kernels(f"{w.width}x1 kernels", w, density, cycles))
     if picked := sparse_nm.picked(conv, isa, how):
         density = sparse_nm.density(weight, conv, how, picked.words)
         # Where pixels do not fill a vector, outputs have to.

@@ -20,9 +20,9 @@ class PruneBlocks(Pruning):
     A block is `block` = [outputs, inputs]: so many neighbouring output channels by so many neighbouring inputs of one
     tap, or with taps = "all" of all taps of a kernel: a block is then whole kernels, which also Winograd's convolution
     can leave out. `density` is the share of blocks that stay, of each layer or with scope = "global" of all layers
-    together. Blocks lie within a group of a convolution; where they do not divide it, ragged = "pad" lets the last ones
-    be smaller (as if zeros were beyond), "skip" leaves the layer. Which layers are taken, what becomes of zeros that are
-    there already, and `repair` are as in `prune_magnitude`.
+    together. Blocks lie within a group of a convolution; where they do not divide it, ragged = "pad" lets the last
+    ones be smaller (as if zeros were beyond), "skip" leaves the layer. Which layers are taken, what becomes of zeros
+    that are there already, and `repair` are as in `prune_magnitude`.
 
     Cost: none by itself; a kernel reads one index for a block. After Gray et al., "GPU kernels for block-sparse
     weights", 2017.

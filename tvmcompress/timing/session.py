@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,15 @@ def measured(work: Work) -> list[list[float]]:
     for number, form in enumerate(work.forms):
         board.load(number, form)
     times: list[list[float]] = [[] for _ in work.forms]
-    for _ in range(work.rounds):
-        for number, found in enumerate(times):
-            found += board.times(number)
+    for number in turns(len(times), work.rounds):
+        times[number] += board.times(number)
     return times
+
+
+def turns(count: int, rounds: int) -> Iterator[int]:
+    """So many forms one after the other, round by round; every second one backwards, for it may matter who is first."""
+    for number in range(rounds):
+        yield from range(count) if number % 2 == 0 else reversed(range(count))
 
 
 class Board:

@@ -114,7 +114,7 @@ def tune(
             search.run()
             finals.confirm()
             model_ms = whole.end(log.decisions(place.target, place.versions, place.board)) if search.fresh else None
-            if model_ms and model_ms["tuned"] > model_ms["untuned"]:
+            if model_ms and model_ms["tuned"] >= model_ms["untuned"]:
                 finals.withdraw()
                 model_ms["tuned"] = model_ms["untuned"]
         finally:

@@ -16,7 +16,7 @@ import tvm
 from tvm import relax
 
 from tvmcompress import conditions, threads
-from tvmcompress.timing.session import SAMPLE_S, SAMPLES, Form, Work, WrongResult, compare, np_dtype
+from tvmcompress.timing.session import SAMPLE_S, SAMPLES, Form, Work, WrongResult, compare, np_dtype, turns
 from tvmcompress.tuning import children
 from tvmcompress.tuning.children import Outcome
 from tvmcompress.tuning.tasks import Task
@@ -103,9 +103,8 @@ def measured(job: Job) -> list[list[float]]:
     arrays = job.task.inputs()
     timers = [timer_of(one, arrays, job.reference, job.task.exact) for one in job.built]
     times: list[list[float]] = [[] for _ in job.built]
-    for _ in range(job.rounds):
-        for found, timer in zip(times, timers):
-            found += timer()
+    for number in turns(len(times), job.rounds):
+        times[number] += timers[number]()
     return times
 
 

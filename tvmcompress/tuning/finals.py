@@ -73,7 +73,7 @@ class Finals:
         return left
 
     def withdraw(self) -> None:
-        """All kernels as they are untuned: together what won is no faster."""
+        """All kernels as they are untuned: together what won is not clearly faster."""
         for kernel in self.search.kernels:
             if kernel.untuned is not None and np.isfinite(kernel.start):
                 self.keep(kernel, kernel.untuned, kernel.start, kernel.start)

@@ -9,6 +9,7 @@ import numpy as np
 import tvm
 
 from tvmcompress.measurement.stamps import Called, Stamps, calls
+from tvmcompress.timing.session import turns
 from tvmcompress.tuning.bench import Job, machine_of
 from tvmcompress.tuning.workshop import Built
 
@@ -25,10 +26,11 @@ def watched(job: Job, target: tvm.target.Target) -> list[dict[str, float]]:
     arrays, stamps = job.task.inputs(), Stamps(target)
     forms = [Form(built, arrays, stamps) for built in job.built]
     runs = max(min(int(TURN_S / max(forms[0].seconds, 1e-6)), MOST_RUNS), 3)
-    rounds = [[form.least(runs) for form in forms] for _ in range(ROUNDS)]
+    rounds: list[list[dict[str, float]]] = [[] for _ in forms]
+    for number in turns(len(forms), ROUNDS):
+        rounds[number].append(forms[number].least(runs))
     return [
-        {key: float(np.median([found[number][key] for found in rounds])) for key in form.keys}
-        for number, form in enumerate(forms)
+        {key: float(np.median([found[key] for found in own])) for key in form.keys} for form, own in zip(forms, rounds)
     ]
 
 

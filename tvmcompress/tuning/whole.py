@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import prod
+from math import comb, prod
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,16 @@ import tvm
 
 from tvmcompress import golden
 from tvmcompress.model import Model
-from tvmcompress.timing.session import np_dtype
+from tvmcompress.timing.session import SAMPLE_S, SAMPLES, np_dtype
 from tvmcompress.trials import EMULATED
 from tvmcompress.tuning.bench import Bench, Here, Job
 from tvmcompress.tuning.tasks import Task
 from tvmcompress.tuning.watching import watched
 from tvmcompress.tuning.workshop import Built, Workshop
 
-ROUNDS = 5
+ROUNDS, MOST_ROUNDS = 6, 30
+TURNS_S = 6.0  # in which untuned and tuned are compared at last, as far as that allows more rounds than the least
+LUCK = 40  # one in so many comparisons of equals may end with a winner
 ROOM = 2 << 30  # bytes of weights that are in memory at once, in all forms of the model
 
 
@@ -53,14 +55,21 @@ class Whole:
         """Before anything is tuned."""
         if not self.bench.board.endswith(EMULATED):
             (self.first,) = self.workshop.build_wholes(self.task, [{}])
-            found = self.times([self.first] if self.first else [])
-            self.untuned_ms = found[0] if found else None
+            found = self.samples([self.first], ROUNDS) if self.first else None
+            self.untuned_ms = float(np.median(found[0])) if found else None
 
     def end(self, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, float] | None:
-        """Untuned and tuned, in turns."""
-        (tuned,) = self.workshop.build_wholes(self.task, [tables]) if self.untuned_ms is not None else [None]
-        found = self.times([self.first, tuned]) if self.first and tuned else None
-        return {"untuned": found[0], "tuned": found[1]} if found else None
+        """Untuned and tuned, in turns; the same number twice where tuned is not clearly the faster one."""
+        if self.untuned_ms is None or self.first is None:
+            return None
+        (tuned,) = self.workshop.build_wholes(self.task, [tables])
+        rounds = int(TURNS_S * 1e3 / (2 * SAMPLES * max(self.untuned_ms, SAMPLE_S * 1e3)))
+        found = self.samples([self.first, tuned], min(max(rounds, ROUNDS), MOST_ROUNDS)) if tuned else None
+        if found is None:
+            return None
+        before, after = (float(np.median(times)) for times in found)
+        first, second = (np.median(times, axis=1) for times in found)
+        return {"untuned": before, "tuned": after if clearly(int((second < first).sum()), len(first)) else before}
 
     @property
     def room(self) -> int:
@@ -83,8 +92,12 @@ class Whole:
             self.workshop.forget(form)
         return ran.value if ran.status == "ok" else None
 
-    def times(self, built: list[Built]) -> list[float] | None:
-        if not built:
-            return None
-        ((_, ran),) = self.bench.measure([Job(self.task, built, None, ROUNDS)])
-        return [float(np.median(times)) for times in ran.value] if ran.status == "ok" else None
+    def samples(self, built: list[Built], rounds: int) -> list[np.ndarray] | None:
+        """Of each build ms, (rounds, samples)."""
+        ((_, ran),) = self.bench.measure([Job(self.task, built, None, rounds)])
+        return [np.reshape(times, (rounds, -1)) for times in ran.value] if ran.status == "ok" else None
+
+
+def clearly(won: int, rounds: int) -> bool:
+    """Whether so many rounds are no luck: of equals fewer than one pair in forty would have as many (sign test)."""
+    return sum(comb(rounds, number) for number in range(won, rounds + 1)) * LUCK < 2**rounds
