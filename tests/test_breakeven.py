@@ -88,6 +88,15 @@ def test_the_page_says_what_was_found(estimated):
         assert f"{curve.format}, {curve.dtype}: wins below {curve.density:.0%}" in page
 
 
+def test_a_format_has_one_colour():
+    """Also where a layer lacks one of the others."""
+    wins = ((0.1, 0.5), (0.9, 1.5))
+    curves = [Curve(form, "float32", "first", wins) for form in ("rows", "16x1 kernels", "16x1 blocks")]
+    curves += [Curve(form, "float32", "second", wins) for form in ("rows", "16x1 blocks")]
+    page = render(BreakEven("rpi4", True, tuple(curves)))
+    assert page.count('<i class="v2"></i>16x1 blocks') == 2 and page.count('<i class="v1"></i>') == 1
+
+
 def test_gpus_have_no_sparse_kernels():
     with pytest.raises(TargetError, match="sparse"):
         breakeven("cuda-sm80")

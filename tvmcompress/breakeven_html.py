@@ -18,8 +18,9 @@ def render(found: BreakEven) -> str:
     how = "timed on this machine, in turns with the dense kernel" if found.measured else "the compiler's estimate"
     title = f"Where sparse kernels start to win on {found.target}"
     layers = dict.fromkeys(curve.layer for curve in found.curves)
+    formats = list(dict.fromkeys((curve.format, curve.dtype) for curve in found.curves))
     body = "".join(
-        f"<section><h2>{escape(layer)}</h2>{chart([c for c in found.curves if c.layer == layer])}</section>"
+        f"<section><h2>{escape(layer)}</h2>{chart([c for c in found.curves if c.layer == layer], formats)}</section>"
         for layer in layers
     )
     return (
@@ -32,8 +33,9 @@ def render(found: BreakEven) -> str:
     )
 
 
-def chart(curves: list[Curve]) -> str:
-    """Ratios, on a logarithmic axis, over densities; the line at 1 is the dense kernel."""
+def chart(curves: list[Curve], formats: list[tuple[str, str]]) -> str:
+    """Ratios, on a logarithmic axis, over densities; the line at 1 is the dense kernel. A format has one colour in all
+    charts."""
     y = Axis([1.0, *(ratio for curve in curves for _, ratio in curve.ratios)], BOTTOM, TOP)
     parts = [f'<path class="axis" d="M{LEFT} {TOP}V{BOTTOM}H{RIGHT}"/>']
     for value, at in y.ticks:
@@ -43,9 +45,10 @@ def chart(curves: list[Curve]) -> str:
         parts.append(text(x_of(tenth / 10), BOTTOM + 18, f"{tenth * 10}%", "dim", "middle"))
     parts.append(f'<path class="whisker" d="M{LEFT} {y.at(1.0):.1f}H{RIGHT}"/>')
     parts.append(text(RIGHT, y.at(1.0) - 5, "dense", "dim", "end"))
-    names = []
-    for i, curve in enumerate(curves):
-        names.append(f"{curve.format}, {curve.dtype}: wins below {curve.density:.0%}")
+    names: dict[int, str] = {}
+    for curve in curves:
+        i = formats.index((curve.format, curve.dtype))
+        names[i] = f"{curve.format}, {curve.dtype}: wins below {curve.density:.0%}"
         points = [(x_of(density), y.at(ratio)) for density, ratio in curve.ratios]
         line = "L".join(f"{px:.1f} {py:.1f}" for px, py in points)
         parts.append(f'<path class="axis" style="stroke:var(--c{i % 8});stroke-width:1.6" d="M{line}"/>')
@@ -53,9 +56,10 @@ def chart(curves: list[Curve]) -> str:
             said = escape(
                 f"{curve.format}, {curve.dtype}, density {density:.0%}: {ratio:.2f} of the dense kernel's time"
             )
-            parts.append(f'<g class="v{i}"><title>{said}</title>{marker(SHAPES[i % len(SHAPES)], px, py, 5)}</g>')
+            parts.append(f'<g class="v{i % 8}"><title>{said}</title>{marker(SHAPES[i % len(SHAPES)], px, py, 5)}</g>')
     parts.append(text((LEFT + RIGHT) / 2, BOTTOM + 38, "density", "dim", "middle"))
-    return legend(names, "v") + svg("Time over the dense kernel's, by density", BOTTOM + 46, parts)
+    told = [names.get(i, "") for i in range(len(formats))]
+    return legend(told, "v", names) + svg("Time over the dense kernel's, by density", BOTTOM + 46, parts)
 
 
 def x_of(density: float) -> float:
