@@ -374,7 +374,7 @@ def test_turns_go_both_ways() -> None:
     assert list(turns(3, 3)) == [0, 1, 2, 2, 1, 0, 0, 1, 2]
 
 
-@pytest.mark.parametrize("slower, sure", [(1.1, False), (1.0, False), (0.9, True)])
+@pytest.mark.parametrize("slower, sure", [(1.1, False), (1.0, False), (0.995, False), (0.9, True)])
 def test_a_model_is_compared_in_pairs(monkeypatch, slower: float, sure: bool) -> None:
     """The machine gets slower all the time: neither form gains by that."""
     asked = []

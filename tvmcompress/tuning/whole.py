@@ -21,6 +21,7 @@ from tvmcompress.model import Model
 from tvmcompress.timing.session import SAMPLE_S, SAMPLES, np_dtype
 from tvmcompress.trials import EMULATED
 from tvmcompress.tuning.bench import Bench, Here, Job
+from tvmcompress.tuning.kernel import GAIN
 from tvmcompress.tuning.tasks import Task
 from tvmcompress.tuning.watching import watched
 from tvmcompress.tuning.workshop import Built, Workshop
@@ -69,7 +70,8 @@ class Whole:
             return None
         before, after = (float(np.median(times)) for times in found)
         first, second = (np.median(times, axis=1) for times in found)
-        return {"untuned": before, "tuned": after if clearly(int((second < first).sum()), len(first)) else before}
+        won = clearly(int((second < first).sum()), len(first)) and after <= (1 - GAIN) * before
+        return {"untuned": before, "tuned": after if won else before}
 
     @property
     def room(self) -> int:
