@@ -96,6 +96,21 @@ def pack(weight: np.ndarray, conv: Conv2d, p: Plan) -> Streams:
     return Streams(values, narrow(offsets), pointers)
 
 
+ELEMENTS = """\
+    for a, b, d, e, f, g in T.grid({extents}):
+        with T.sblock("{name}"):
+            i0, i1, i2, i3, i4, i5 = T.axis.remap("SSSSSS", [a, b, d, e, f, g])
+            {name}[i0, i1, i2, i3, i4, i5] = {element}, i0, i1, i2, i3, i4, i5)
+"""
+BEFORE = (
+    ("patch", "n, grid_h, grid_w, side, side, c", "patch_of(x, conv"),
+    ("half", "n, grid_h, grid_w, side, side, c", "half_of(patch"),
+    ("data", "side, side, n, grid_h, grid_w, c", "data_of(half"),
+)
+BEHIND = (
+    ("rows", "n, grid_h, grid_w, four, side, channels", "row_of(sums, width"),
+    ("pixels", "n, grid_h, grid_w, four, four, channels", "pixel_of(rows"),
+)
 PROGRAM = """
 @T.prim_func(private=True, s_tir=True)
 def sparse_winograd(
@@ -105,26 +120,14 @@ def sparse_winograd(
     pointers: T.Buffer((panels + 1,), "int32"),
     out: T.Buffer(shape, "float32"),
 ):
-    T.func_attr({"tirx.noalias": True, "op_pattern": 4})
+    T.func_attr({{"tirx.noalias": True, "op_pattern": 4}})
     patch = T.sblock_alloc_buffer((n, grid_h, grid_w, side, side, c), "float32")
     half = T.sblock_alloc_buffer((n, grid_h, grid_w, side, side, c), "float32")
     data = T.sblock_alloc_buffer((side, side, n, grid_h, grid_w, c), "float32")
     sums = T.sblock_alloc_buffer((side, side, n, grid_h, grid_w, panels, width), "float32")
     rows = T.sblock_alloc_buffer((n, grid_h, grid_w, four, side, channels), "float32")
     pixels = T.sblock_alloc_buffer((n, grid_h, grid_w, four, four, channels), "float32")
-    for a, b, d, e, f, g in T.grid(n, grid_h, grid_w, side, side, c):
-        with T.sblock("patch"):
-            i0, i1, i2, i3, i4, i5 = T.axis.remap("SSSSSS", [a, b, d, e, f, g])
-            patch[i0, i1, i2, i3, i4, i5] = patch_of(x, conv, i0, i1, i2, i3, i4, i5)
-    for a, b, d, e, f, g in T.grid(n, grid_h, grid_w, side, side, c):
-        with T.sblock("half"):
-            i0, i1, i2, i3, i4, i5 = T.axis.remap("SSSSSS", [a, b, d, e, f, g])
-            half[i0, i1, i2, i3, i4, i5] = half_of(patch, i0, i1, i2, i3, i4, i5)
-    for a, b, d, e, f, g in T.grid(side, side, n, grid_h, grid_w, c):
-        with T.sblock("data"):
-            i0, i1, i2, i3, i4, i5 = T.axis.remap("SSSSSS", [a, b, d, e, f, g])
-            data[i0, i1, i2, i3, i4, i5] = data_of(half, i0, i1, i2, i3, i4, i5)
-    for a, b, i, d, e, p, o in T.grid(side, side, n, grid_h // th, grid_w // tw, panels, one):
+{before}    for a, b, i, d, e, p, o in T.grid(side, side, n, grid_h // th, grid_w // tw, panels, one):
         with T.sblock("sums"):
             u, v, vi, vh, vw, vp, vo = T.axis.remap("SSSSSSS", [a, b, i, d, e, p, o])
             T.reads(
@@ -144,15 +147,7 @@ def sparse_winograd(
                 T.address_of(sums[u, v, vi, vh * th + (th - 1), vw * tw + (tw - 1), vp, width - 1]),
                 T.address_of(data[u, v, vi, vh * th + (th - 1), vw * tw + (tw - 1), c - 1]),
             ))
-    for a, b, d, e, f, g in T.grid(n, grid_h, grid_w, four, side, channels):
-        with T.sblock("rows"):
-            i0, i1, i2, i3, i4, i5 = T.axis.remap("SSSSSS", [a, b, d, e, f, g])
-            rows[i0, i1, i2, i3, i4, i5] = row_of(sums, width, i0, i1, i2, i3, i4, i5)
-    for a, b, d, e, f, g in T.grid(n, grid_h, grid_w, four, four, channels):
-        with T.sblock("pixels"):
-            i0, i1, i2, i3, i4, i5 = T.axis.remap("SSSSSS", [a, b, d, e, f, g])
-            pixels[i0, i1, i2, i3, i4, i5] = pixel_of(rows, i0, i1, i2, i3, i4, i5)
-    for a, b, d, e in T.grid(n, high_out, wide_out, oc):
+{behind}    for a, b, d, e in T.grid(n, high_out, wide_out, oc):
         with T.sblock("crop"):
             i0, i1, i2, i3 = T.axis.remap("SSSS", [a, b, d, e])
             out[i0, i1, i2, i3] = result_of(pixels, i0, i1, i2, i3)
@@ -187,7 +182,11 @@ def written(conv: Conv2d, p: Plan, count: int, index: str) -> PrimFunc:
         for one in (winograd.patch_of, winograd.half_of, winograd.data_of, winograd.row_of, winograd.pixel_of,
                     winograd.result_of)
     }  # fmt: skip
-    return script.program(PROGRAM, wide(names) | elements)
+    before, behind = (
+        "".join(ELEMENTS.format(name=name, extents=extents, element=element) for name, extents, element in stages)
+        for stages in (BEFORE, BEHIND)
+    )
+    return script.program(PROGRAM.format(before=before, behind=behind), wide(names) | elements)
 
 
 def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:

@@ -6,6 +6,7 @@ Each says what its kernel reads of activations and of weights, and writes its pr
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -37,7 +38,7 @@ Plan = TypeVar("Plan", sparse_blocks.Plan, sparse_rows_plan.Plan, sparse_winogra
 
 
 @dataclass(frozen=True)
-class Sparse(Generic[Plan]):
+class Sparse(ABC, Generic[Plan]):
     """A kernel for a layer's weights. `text` names its format."""
 
     text: str
@@ -71,11 +72,13 @@ class Sparse(Generic[Plan]):
 
     place_bytes = 0
 
+    @abstractmethod
     def packed(self, weight: np.ndarray, conv: Conv2d) -> Streams:
-        raise NotImplementedError
+        """Weights (O, C, KH, KW) as lists."""
 
+    @abstractmethod
     def program(self, conv: Conv2d, streams: Streams, shape: Sequence[int], fill: int, finish: Finish) -> PrimFunc:
-        raise NotImplementedError
+        """What reads them, with a result of `shape`; `fill` is what padding holds."""
 
     def source(self, rw: Rewriter, x: Expr, conv: Conv2d, fill: int) -> Expr:
         """x (n, h, w, c) as the kernel reads it."""

@@ -35,10 +35,11 @@ class Job:
     built: Sequence[Built]
     reference: list[np.ndarray] | None
     rounds: int = 1
+    expected_s: float = 0.0  # of timing, as far as that is known
 
     @property
     def seconds(self) -> float:
-        return RUN_S * len(self.built)
+        return max(RUN_S * len(self.built), 3 * self.expected_s)
 
     def work(self, host: str, port: int, key: str, cores: int) -> Work:
         """The same for a session of a board."""

@@ -56,7 +56,7 @@ class Whole:
         """Before anything is tuned."""
         if not self.bench.board.endswith(EMULATED):
             (self.first,) = self.workshop.build_wholes(self.task, [{}])
-            found = self.samples([self.first], ROUNDS) if self.first else None
+            found = self.samples([self.first], 1) if self.first else None
             self.untuned_ms = float(np.median(found[0])) if found else None
 
     def end(self, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, float] | None:
@@ -96,7 +96,8 @@ class Whole:
 
     def samples(self, built: list[Built], rounds: int) -> list[np.ndarray] | None:
         """Of each build ms, (rounds, samples)."""
-        ((_, ran),) = self.bench.measure([Job(self.task, built, None, rounds)])
+        expected_s = rounds * len(built) * SAMPLES * (self.untuned_ms or 0) / 1e3
+        ((_, ran),) = self.bench.measure([Job(self.task, built, None, rounds, expected_s)])
         return [np.reshape(times, (rounds, -1)) for times in ran.value] if ran.status == "ok" else None
 
 
