@@ -20,19 +20,20 @@ def transposed(f: Function, rows: list[str], kind: str) -> list[str]:
     return rows
 
 
-def copy(words: Words, depth_bytes: int, stride: int, plane: int, full: int, rest: int) -> Function:
-    """Columns of an image to planes: lanes pixels by `full` times lanes words of channels, and `rest` words.
+def copy(words: Words, pixels: int, depth_bytes: int, stride: int, plane: int, full: int, rest: int) -> Function:
+    """Columns of an image to planes: `pixels` of them, at most lanes, of `full` times lanes words and `rest` more.
 
         planes[k, j] = row[first + j * stride, k], or `fill` where that is not in 0 … width
 
-    A pixel takes `depth_bytes`; planes lie `plane` words apart. Arguments: row, first, width, planes, fill.
+    Whole vectors are written, whatever is in them behind the last pixel. A pixel takes `depth_bytes`; planes lie
+    `plane` words apart. Arguments: row, first, width, planes, fill.
     """
     lanes = words.lanes
-    name = f"tvmcompress_copy_{words.tag}_{depth_bytes}_{stride}_{plane}_{full}_{rest}"
+    name = f"tvmcompress_copy_{words.tag}_{pixels}_{depth_bytes}_{stride}_{plane}_{full}_{rest}"
     f = Function(name, ["ptr %row", "i32 %first", "i32 %width", "ptr noalias %planes", f"{words.word} %fill", END])
     last = f.new("sub i32 %width, 1")
     columns, inside = [], []
-    for j in range(lanes):
+    for j in range(pixels):
         at = f.new(f"add i32 %first, {j * stride}")
         inside.append(f.new(f"icmp ult i32 {at}, %width"))
         positive = f.new(f"call i32 @llvm.smax.i32(i32 {at}, i32 0)")
@@ -80,6 +81,7 @@ def transpose(
     f.add("br label %turned")
     f.add("turned:")
     rows = [f.new(f"phi {words.vector} [{a}, %fast], [{b}, %slow]") for a, b in zip(fast, slow)]
+    rows += ["poison"] * (lanes - len(rows))
     for v, row in enumerate(transposed(f, rows, words.word)):
         f.add(f"store {words.vector} {row}, ptr {f.at(target, v * plane * 4)}, align 4")
     f.add("%i.next = add i64 %i, 1")

@@ -92,14 +92,16 @@ COPIES = """        with T.sblock("copy"):
             T.reads({image})
             T.writes(tile[vi, vh, vw, vs, 0:length])
 {copies}"""
-COPY = """            for l, g in T.grid(lines, groups):
-                T.evaluate(call(
-                    "{name}", T.address_of(x[vi, T.max(T.min({row}, height - 1), 0), 0, 0]),
-                    T.Cast("int32", (vw * columns + g * lanes) * {right} + {column}),
-                    T.if_then_else(T.And({row} >= 0, {row} < height), T.Cast("int32", wide), 0),
-                    T.address_of(tile[vi, vh, vw, vs, {base} + l * line + g * lanes]), fill,
-                    T.address_of(tile[vi, vh, vw, vs, length - 1]),
-                ))
+COPY = """            for l in range(lines):
+{groups}"""
+GROUP = """                {loop}
+                    T.evaluate(call(
+                        "{name}", T.address_of(x[vi, T.max(T.min({row}, height - 1), 0), 0, 0]),
+                        T.Cast("int32", (vw * columns + {group} * lanes) * {right} + {column}),
+                        T.if_then_else(T.And({row} >= 0, {row} < height), T.Cast("int32", wide), 0),
+                        T.address_of(tile[vi, vh, vw, vs, {base} + l * line + {group} * lanes]), fill,
+                        T.address_of(tile[vi, vh, vw, vs, length - 1]),
+                    ))
 """
 LINE = """            for l in T.grid(lines):
                 T.evaluate(call(
@@ -181,7 +183,7 @@ def written(
         p.span, STEP, BITS[index], p.unit, not p.copied, p.direct, lines, bias, low=limits.low, high=limits.high
     )  # fmt: skip
     sums = functions_of(p, words, how)
-    copied, stored = [copy_function(p)] if p.copied else [], result_functions(p, span)
+    copied, stored = copy_functions(p) if p.copied else [], result_functions(p, span)
     functions = [*copied, *(one for _, one in sums), *stored]
     facts = attributes(NAME, name_of(conv, product, p.source, p.result), conv, product, functions)
     names = {
@@ -193,12 +195,13 @@ def written(
         "columns": p.tile.columns, "parts": p.tile.parts, "length": p.length if p.copied else 0,
         "chunks": p.chunks, "chunk": p.chunk, "slices": p.slices,
         "slice": p.tile.slice * (p.plane if p.copied else 1), "span": span, "lanes": lanes, "lines": p.lines,
-        "line": p.line, "groups": -(-p.line // lanes), "call": called, "fill": fill_word(p, fill), "facts": facts,
+        "line": p.line, "call": called, "fill": fill_word(p, fill), "facts": facts,
         "pixels": p.pixels,
     }  # fmt: skip
     axes = result_axes(shape, (conv.n, oh, ow, conv.oc))
     image = "x[vi, 0:channels, 0:area]" if planes_in else "x[vi, 0:height, 0:wide, 0:channels]"
-    copies = "".join(copy_of(p, number, one.name) for one in copied for number in range(len(p.origins)))
+    copying = [one.name for one in copied]
+    copies = "".join(copy_of(p, number, copying) for number in range(len(p.origins))) if copied else ""
     layout = PLANE_TEXT if planes_out else PIXEL_TEXT
     place = axes["axes"] if planes_out else "{image}, {across}, {last}".format(**axes)
     text = PROGRAM.format(
@@ -218,14 +221,29 @@ def written(
     return script.program(text, wide(names))
 
 
-def copy_function(p: Plan) -> code.Function:
-    """What fills the copy: lines of all channels."""
-    conv, words = p.conv, p.product.words
+def copy_functions(p: Plan) -> list[code.Function]:
+    """What fills the copy: lines of all channels; of pixels whole vectors, and what is left of a line."""
+    conv, words, lanes = p.conv, p.product.words, p.product.lanes
     if p.source == PLANES:
-        groups = -(-p.line // words.lanes)
-        return code_planes.copy(words, conv.strides[1], groups, conv.h * conv.w, p.plane, conv.c)
+        return [code_planes.copy(words, conv.strides[1], -(-p.line // lanes), conv.h * conv.w, p.plane, conv.c)]
     pixel = round_up(conv.c, p.product.depth) // p.product.depth * 4
-    return code_pixels.copy(words, pixel, conv.strides[1], p.plane, p.steps // words.lanes, p.steps % words.lanes)
+    return [
+        code_pixels.copy(words, width, pixel, conv.strides[1], p.plane, *divmod(p.steps, lanes))
+        for width in widths(p.line, lanes)
+    ]
+
+
+def widths(pixels: int, lanes: int) -> list[int]:
+    """A vector, if there is a whole one in a line, and what is left of it."""
+    return [width for width in (lanes if pixels >= lanes else 0, pixels % lanes) if width]
+
+
+def groups(pixels: int, lanes: int, names: Sequence[str], text: str, **places: object) -> str:
+    """The text that calls for each vector of a line the function for it."""
+    wholes, rest = divmod(pixels, lanes)
+    calls = [(f"for g in range({wholes}):", names[0], "g")] if wholes else []
+    calls += [("for g in range(1):", names[-1], f"({wholes} + g)")] if rest else []
+    return "".join(text.format(loop=loop, name=name, group=group, **places) for loop, name, group in calls)
 
 
 def result_functions(p: Plan, span: int) -> list[code.Function]:
@@ -235,16 +253,16 @@ def result_functions(p: Plan, span: int) -> list[code.Function]:
         return []
     if p.result == PLANES:
         return [code_planes.lines(words, p.chunk, span, p.tile.rows, p.line, p.tile.columns)]
-    wholes, rest = divmod(p.tile.columns, lanes)
-    return [code_pixels.results(words, span, width) for width in (lanes if wholes else 0, rest) if width]
+    return [code_pixels.results(words, span, width) for width in widths(p.tile.columns, lanes)]
 
 
-def copy_of(p: Plan, image: int, name: str) -> str:
+def copy_of(p: Plan, image: int, names: Sequence[str]) -> str:
     """The text that fills an image of the copy."""
     (a, b), (sh, sw), (top, left, _, _) = p.origins[image], p.conv.strides, p.conv.padding
-    row = f"((vh * rows + l) * {sh} + {a - top})"
-    text = LINE if p.source == PLANES else COPY
-    return text.format(row=row, right=sw, column=b - left, base=image * p.image, name=name)
+    places = {"row": f"((vh * rows + l) * {sh} + {a - top})", "right": sw, "column": b - left, "base": image * p.image}
+    if p.source == PLANES:
+        return LINE.format(name=names[0], **places)
+    return COPY.format(groups=groups(p.line, p.product.lanes, names, GROUP, **places))
 
 
 def functions_of(p: Plan, words: code.Words, how: code_rows.Rows) -> list[tuple[int, code.Function]]:
@@ -281,11 +299,7 @@ def results(p: Plan, names: Sequence[str]) -> str:
         return ""
     if p.result == PLANES:
         return LINES.format(name=names[0], **PLACES)
-    wholes, rest = divmod(p.tile.columns, p.product.lanes)
-    text = RESULT.format(loop=f"for g in range({wholes}):", name=names[0], group="g") if wholes else ""
-    if rest:
-        text += RESULT.format(loop="for g in range(1):", name=names[-1], group=f"({wholes} + g)")
-    return text
+    return groups(p.tile.columns, p.product.lanes, names, RESULT)
 
 
 def fill_word(p: Plan, fill: int) -> Expr:
