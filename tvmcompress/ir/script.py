@@ -16,9 +16,11 @@ import __future__
 
 import ast
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import tvm
+from tvm.script import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx import PrimFunc
 from tvm.tirx.script import builder
@@ -33,6 +35,13 @@ def program(text: str, names: Mapping[str, Any]) -> PrimFunc:
     scope |= {"T": Script(scope), "range": lambda stop: builder.serial(0, stop)}
     exec(compile(ast.fix_missing_locations(tree), "<program>", "exec", FLAGS, dont_inherit=True), scope)
     return scope[tree.body[0].name]
+
+
+@lru_cache(512)
+def read(text: str, code: str = "") -> PrimFunc:
+    """The program of a text as TVM's own reader takes it, once: a network has the same kernel many times. `code`: what
+    the text calls CODE."""
+    return tvm.script.from_source(text, {"T": tirx, "CODE": code})
 
 
 class Script:

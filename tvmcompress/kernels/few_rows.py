@@ -10,10 +10,9 @@ from hold the first 16 columns in their low halves and the next 16 in their high
 from __future__ import annotations
 
 import numpy as np
-import tvm
-from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from tvmcompress.ir import script
 from tvmcompress.isa import Isa
 
 MOST_ROWS = 4
@@ -117,7 +116,7 @@ def shared_matmul(rows: int, depth: int, blocks: int) -> PrimFunc:
     source = TEMPLATE.format(
         rows=rows, depth=depth, blocks=blocks, bytes=width(rows) // 2, columns=columns, width=width(rows), name=name
     )
-    return tvm.script.from_source(source, {"T": T, "CODE": code(name, rows, depth, columns)})
+    return script.read(source, code(name, rows, depth, columns))
 
 
 def code(name: str, rows: int, depth: int, columns: int) -> str:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 
-import tvm
-from tvm.script import tirx as T
 from tvm.tirx import IntImm, PrimFunc
 
+from tvmcompress.ir import script
 from tvmcompress.isa import Isa
 
 STEP = 64  # elements of one vector
@@ -60,4 +59,4 @@ def look_up(func: PrimFunc, isa: Isa) -> PrimFunc | None:
         shape=shape, data=data, out=out, count=count, tasks=tasks, turns=-(-steps // tasks), step=STEP,
         whole=steps * STEP, rest=count - steps * STEP, first=-128 if data == "int8" else 0,
     )  # fmt: skip
-    return tvm.script.from_source(source, {"T": T, "CODE": isa.look_up})
+    return script.read(source, isa.look_up)

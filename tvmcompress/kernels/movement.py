@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tvm
-from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from tvmcompress.ir import script
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import FAMILY
 
@@ -65,7 +65,7 @@ def concat(parts: Sequence[Copied], axis: int, dtype: str) -> PrimFunc:
         )
         offset += shape[axis]
     source = TEMPLATE.format(parameters=", ".join(parameters), copies="".join(copies))
-    return tvm.script.from_source(source, {"T": T})
+    return script.read(source)
 
 
 SHUFFLE = """
@@ -120,7 +120,7 @@ def shuffle(shapes: Sequence[Sequence[int]], groups: Sequence[Group], size: int,
         shape=shape, dtype=dtype, rows=math.prod(outer), columns=columns, at=at, channels=shape[-1],
         loop="parallel" if several else "serial", vectors=vectors, family=FAMILY,
     )  # fmt: skip
-    return tvm.script.from_source(source, {"T": T})
+    return script.read(source)
 
 
 def ramp(start: int, lanes: int) -> str:

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import tvm
 from tvm import te, tirx
-from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from tvmcompress.ir import script
 from tvmcompress.kernels import FAMILY
 
 LANES = 16  # rows are reduced in whole vectors of the widest unit, what is left over by itself
@@ -145,7 +144,7 @@ def softmax_rows(
         results=STEPS.format(name="scale", store="y[i, j, k] = y[i, j, k] * total[i, j, 0]", **common),
         **{key: value for key, value in common.items() if key != "n"},
     )  # fmt: skip
-    return tvm.script.from_source(source, {"T": T})
+    return script.read(source)
 
 
 # The squares of a row stand between zeros, so that whole vectors of neighbours can be read anywhere.
@@ -202,4 +201,4 @@ def local_response_norm(shape: Sequence[int], size: int, alpha: float, beta: flo
         squares=STEPS.format(name="square", store=f"square[i, j, k + {before}] = x[i, j, k] * x[i, j, k]", **common),
         results=STEPS.format(name="norm", store=f"y[i, j, k] = x[i, j, k] * ({power})", **common),
     )  # fmt: skip
-    return tvm.script.from_source(source, {"T": T})
+    return script.read(source)

@@ -18,12 +18,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
-from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from tvmcompress.ir import script
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import FAMILY, MACS
 from tvmcompress.kernels.conv2d import operands, planned
@@ -248,7 +247,7 @@ def layer(
         vectors=p.tile.vectors, lanes=lanes, family=FAMILY, macs_key=MACS, at=at, gate=gate, start_whole=start_whole,
         macs=time * batch * hidden * wide, first=first, start_cell=start_cell, cells=cells,
     )  # fmt: skip
-    func = tvm.script.from_source(source, {"T": T})
+    func = script.read(source)
     if not p.dot:
         return func
     sch = Schedule(func)

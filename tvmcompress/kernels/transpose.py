@@ -11,10 +11,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import tvm
-from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from tvmcompress.ir import script
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import FAMILY, code_pixels
 from tvmcompress.kernels.code import END, Function, Words, module
@@ -107,7 +106,7 @@ def transpose(swap: Swap, dtype: str, isa: Isa) -> PrimFunc:
         count=swap.count, rows=swap.rows, columns=swap.columns, dtype=dtype, tasks=swap.count * blocks, blocks=blocks,
         loop="parallel" if several else "serial", loops=loops, family=FAMILY,
     )  # fmt: skip
-    return tvm.script.from_source(text, {"T": T, "CODE": module(words, [made])})
+    return script.read(text, module(words, [made]))
 
 
 def woven(words: Words, rows: int, span: int) -> Function:
