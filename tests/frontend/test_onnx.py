@@ -167,3 +167,55 @@ def test_resize_against_onnx_runtime(mode, coordinates, scales):
     attrs = {"mode": mode, "coordinate_transformation_mode": coordinates}
     proto = model_of("Resize", {"x": x}, {"s": np.array(scales, "float32")}, ["x", "", "s"], **attrs)
     np.testing.assert_allclose(run(load_proto(proto), {"x": x})[0], ort_run(proto, {"x": x})[0], rtol=1e-4, atol=1e-5)
+
+
+def placing(data, rows, rest):
+    """Data, constant places, and updates of their shape and `rest`, all but data as ScatterND wants them."""
+    rng = np.random.default_rng(3)
+    inputs = {"data": rng.standard_normal(data).astype("f4")}
+    inputs["updates"] = rng.standard_normal((*np.shape(rows)[:-1], *rest)).astype("f4")
+    order = ["data", "rows", "updates"]
+    return model_of("ScatterND", inputs, {"rows": np.array(rows, "i8")}, order), inputs
+
+
+def box(*ranges):
+    return np.stack(np.meshgrid(*(np.arange(*r) for r in ranges), indexing="ij"), -1)
+
+
+@pytest.mark.parametrize("data, rows, rest, boxed", [
+    ((2, 5), box((0, 2), (0, 5)), (), True),
+    ((2, 5, 3), box((0, 2), (1, 4)), (3,), True),
+    ((4, 5, 6), box((1, 3), (2, 5), (0, 5)), (), True),
+    ((4, 5, 6), box((-3, -1), (-2, 0)), (6,), True),
+    ((4, 5), [[2]], (5,), True),
+    ((4, 5), [2], (5,), True),
+    ((4, 5), [[2], [1]], (5,), False),
+    ((4, 5), [[1], [1]], (5,), False),
+    ((4, 6), box((0, 4), (0, 6, 2)), (), False),
+    ((4, 4), [[0, 0], [1, 1], [2, 2], [3, 3]], (), False),
+])  # fmt: skip
+def test_places_that_are_a_box_are_no_scatter(data, rows, rest, boxed):
+    proto, inputs = placing(data, rows, rest)
+    model = load_proto(proto)
+    assert ("scatter" in model.module.script()) != boxed
+    np.testing.assert_array_equal(run(model, inputs)[0], ort_run(proto, inputs)[0])
+
+
+def test_places_too_large_to_be_folded_are_looked_at():
+    """As PyTorch writes x[:, 64:] = y."""
+    n, m = 128, 200
+    nodes = [
+        helper.make_node("Expand", ["row", "shape"], ["rows"]),
+        helper.make_node("Expand", ["column", "shape"], ["columns"]),
+        helper.make_node("Concat", ["rows", "columns"], ["places"], axis=-1),
+        helper.make_node("ScatterND", ["x", "places", "y"], ["z"]),
+    ]
+    row, column, shape = np.arange(n).reshape(n, 1, 1), np.arange(64, m).reshape(1, m - 64, 1), np.array([n, m - 64, 1])
+    constants = [("row", row), ("column", column), ("shape", shape)]
+    given = [value("x", [n, m]), value("y", [n, m - 64])]
+    proto = proto_of(nodes, given, [value("z", [n, m])], constants)
+    rng = np.random.default_rng(0)
+    inputs = {"x": rng.standard_normal((n, m)).astype("f4"), "y": rng.standard_normal((n, m - 64)).astype("f4")}
+    model = load_proto(proto)
+    assert "scatter" not in model.module.script() and "int64" not in model.module.script()
+    np.testing.assert_array_equal(run(model, inputs)[0], ort_run(proto, inputs)[0])

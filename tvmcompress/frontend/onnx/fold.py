@@ -14,10 +14,14 @@ NEVER = {
 }  # fmt: skip
 SMALL = 1 << 16  # bytes; a result up to this size is always folded
 GROWTH = 4  # a larger one only if it is not this many times larger than what it was made of
+EVALUATED = 1 << 28  # bytes that an operator may ask for, which looks at them and keeps none
 
 
-def fold(node: onnx.NodeProto, arrays: list[np.ndarray | None], opset: int) -> list[np.ndarray | None] | None:
-    """The outputs of a node whose inputs are all known, or None where it is better computed at run time."""
+def fold(
+    node: onnx.NodeProto, arrays: list[np.ndarray | None], opset: int, small: int = SMALL
+) -> list[np.ndarray | None] | None:
+    """The outputs of a node whose inputs are all known, or None where it is better computed at run time: more bytes
+    than `small`, and many more than its inputs."""
     from onnx.reference import ReferenceEvaluator
 
     if node.op_type in NEVER or any(a is not None and a.dtype.kind in "OUS" for a in arrays):
@@ -44,7 +48,7 @@ def fold(node: onnx.NodeProto, arrays: list[np.ndarray | None], opset: int) -> l
         return None
     results = [np.asarray(r) for r in results]
     made, given = sum(r.nbytes for r in results), sum(a.nbytes for a in arrays if a is not None)
-    if (made > SMALL and made > GROWTH * given) or any(r.dtype.kind in "OUS" for r in results):
+    if (made > small and made > GROWTH * given) or any(r.dtype.kind in "OUS" for r in results):
         return None
     named = dict(zip(outputs, results))
     return [named.get(o) for o in node.output]

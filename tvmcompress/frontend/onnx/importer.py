@@ -7,6 +7,7 @@ A node is brought in by the first of these that can: evaluation at load (all inp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from tvm import relax
 
 from tvmcompress.errors import ModelError, TvmcompressError
 from tvmcompress.frontend.onnx import functions, stock
-from tvmcompress.frontend.onnx.fold import fold
+from tvmcompress.frontend.onnx.fold import EVALUATED, fold
 from tvmcompress.frontend.onnx.node import Node
 from tvmcompress.frontend.onnx.operators import CONVERTERS, PREFER_FUNCTION
 from tvmcompress.frontend.onnx.values import Known, Value
@@ -72,6 +73,7 @@ class Importer:
         self.builder = relax.BlockBuilder()
         self.functions = {(f.domain, f.name): f for f in own_functions}
         self._dequantized: dict[graph.Expr, Callable[[], np.ndarray]] = {}
+        self._unfolded: dict[graph.Expr, Callable[[], np.ndarray | None]] = {}
         self._stack: list[str] = []
         self.infinite = False  # whether a constant of the model, a mask most likely, holds infinities
 
@@ -96,6 +98,29 @@ class Importer:
         compute = self._dequantized.get(value) if isinstance(value, relax.Var) else None
         return compute() if compute else None
 
+    def evaluated(self, value: Value) -> np.ndarray | None:
+        """The value of what could be folded but for its size: large, so it should not be kept."""
+        return self._unfolded[value]() if self.may_evaluate(value) else None
+
+    def may_evaluate(self, value: Value) -> bool:
+        return isinstance(value, relax.Var) and value in self._unfolded
+
+    def remember_unfolded(self, node: Node, outputs: Sequence[Value]) -> None:
+        """Outputs that follow from what is known, and were too large to be folded."""
+        if not all(v is None or isinstance(v, Known) or self.may_evaluate(v) for v in node.inputs):
+            return
+
+        def compute(number: int) -> np.ndarray | None:
+            arrays = [v.array if isinstance(v, Known) else self.evaluated(v) for v in node.inputs]
+            if any(a is None and v is not None for a, v in zip(arrays, node.inputs)):
+                return None
+            results = fold(node.proto, arrays, node.opset, EVALUATED)
+            return None if results is None else results[number]
+
+        for number, value in enumerate(outputs):
+            if isinstance(value, relax.Var):
+                self._unfolded[value] = partial(compute, number)
+
     # Walking
 
     def run(self, nodes: Sequence[onnx.NodeProto], scope: Scope, keep: Iterable[str] = ()) -> None:
@@ -111,7 +136,8 @@ class Importer:
         """Import one node and bind its outputs in `scope`."""
         try:
             inputs = [scope[i] for i in proto.input]
-            outputs = self.convert(Node(self, scope, proto, name, inputs))
+            node = Node(self, scope, proto, name, inputs)
+            outputs = self.convert(node)
         except TvmcompressError as error:
             if str(error).startswith("operator "):
                 raise
@@ -124,8 +150,10 @@ class Importer:
                 f"operator {proto.op_type} at node '{name}': gives {len(outputs)} outputs, {given} are used"
             )
         sources = frozenset().union(*(scope.sources(i) for i in proto.input if i)) if proto.input else frozenset()
-        for output, value in zip(proto.output, outputs):
-            scope.bind(output, self.named(value, name), sources)
+        values = [self.named(value, name) for value in outputs]
+        self.remember_unfolded(node, values)
+        for output, value in zip(proto.output, values):
+            scope.bind(output, value, sources)
 
     def named(self, value: Any, name: str) -> Value:
         if isinstance(value, np.ndarray | np.generic):

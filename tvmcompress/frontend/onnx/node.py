@@ -55,6 +55,11 @@ class Node:
             return value.array
         return self.importer.dequantized(value)
 
+    def evaluated(self, index: int) -> np.ndarray | None:
+        """Like `known`, also where the value was too large to be folded: to look at, not to keep."""
+        known = self.known(index)
+        return self.importer.evaluated(self.inputs[index]) if known is None and self.has(index) else known
+
     def need(self, index: int, what: str) -> np.ndarray:
         """Like `known`; raises ModelError naming the model's inputs that decide the value."""
         array = self.known(index)

@@ -176,6 +176,50 @@ def tensor_scatter(node: Node) -> graph.Expr:
     return op.where(node.emit(op.reshape(written, shape), "mask"), new, node.x(0))
 
 
+def scatter_nd(node: Node) -> Value:
+    """Of a box of known places, which is what a slice that is assigned to becomes, parts set one behind the other."""
+    index = node.evaluated(1) if node.attr("reduction", "none") == "none" else None
+    box = box_of(index, node.shape(0)) if index is not None else None
+    if box is None:
+        return NotImplemented
+    data, dims = node.x(0), node.shape(0)
+    ends = [begin + length for begin, length in box]
+    made = op.reshape(node.x(2), [length for _, length in box] + list(dims[len(box) :]))
+    made = node.emit(made, "box")
+    for axis in reversed(range(len(box))):
+        begin, end = box[axis][0], ends[axis]
+        # Of the data what lies before and behind, as wide as the box along the axes before this one.
+        outer = [(a, box[a][0], ends[a]) for a in range(axis)]
+        parts = [
+            node.emit(slice_of(data, [*outer, (axis, *limits)]), "beside") if limits[0] < limits[1] else None
+            for limits in ((0, begin), (end, dims[axis]))
+        ]
+        beside = [part for part in (parts[0], made, parts[1]) if part is not None]
+        made = node.emit(op.concat(beside, axis), "placed") if len(beside) > 1 else made
+    return made
+
+
+def slice_of(data: graph.Expr, limits: list[tuple[int, int, int]]) -> graph.Expr:
+    """`limits`: of axes, where they begin and end."""
+    axes, begins, ends = zip(*limits)
+    return op.strided_slice(data, axes, begins, ends)
+
+
+def box_of(index: np.ndarray, dims: tuple[int, ...]) -> list[tuple[int, int]] | None:
+    """Where it begins and how long it is along the first axes of `dims`, if the rows of `index` are all the places of a
+    box, each once and in order."""
+    rows = index.reshape(-1, index.shape[-1]).astype(np.int64)
+    sizes = np.array(dims[: rows.shape[1]])
+    if not rows.size or ((rows < -sizes) | (rows >= sizes)).any():
+        return None
+    rows = np.where(rows < 0, rows + sizes, rows)
+    first, lengths = rows[0], rows[-1] - rows[0] + 1
+    if (lengths < 1).any() or lengths.prod() != len(rows):
+        return None
+    same = rows.reshape(*lengths, -1) == np.moveaxis(np.indices(lengths), 0, -1) + first
+    return [(int(b), int(n)) for b, n in zip(first, lengths)] if same.all() else None
+
+
 def non_max_suppression(node: Node) -> Value:
     """TVM's operator, with thresholds and the limit known."""
     node.need_all({2: "max_output_boxes_per_class", 3: "iou_threshold", 4: "score_threshold"})
@@ -241,6 +285,7 @@ TABLE = {
     "Einsum": einsum,
     "ReverseSequence": reverse_sequence,
     "TensorScatter": tensor_scatter,
+    "ScatterND": scatter_nd,
     "NonMaxSuppression": non_max_suppression,
     "RoiAlign": roi_align,
     "BitCast": bit_cast,
