@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from tvm import relax
 
 from tests.lower.tools import check_pair, check_unchanged, op_names
@@ -47,6 +48,45 @@ def test_conv1d_keeps_its_weights_quantized() -> None:
     # The order of the two independent bindings does not matter; the values do.
     x = np.random.default_rng(0).standard_normal((1, 3, 9)).astype(np.float32)
     np.testing.assert_array_equal(evaluate(after, [x])[0], evaluate(program((1, 3, 9), expected), [x])[0])
+
+
+@pytest.mark.parametrize("weight, strides, padding, dilation, groups", [
+    ((6, 4, 3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), 1),
+    ((6, 4, 2, 3, 1), (2, 1, 2), (1, 0, 2, 0, 1, 1), (2, 1, 1), 1),
+    ((6, 4, 1, 3, 3), (1, 2, 1), (0, 1, 1), (1, 1, 2), 1),
+    ((6, 4, 1, 1, 1), (3, 1, 1), (0, 0, 0), (1, 1, 1), 1),
+    ((8, 1, 3, 3, 3), (1, 1, 1), (1, 1, 1), (1, 1, 1), 4),
+    ((6, 2, 3, 1, 1), (1, 1, 1), (2, 0, 0), (1, 1, 1), 2),
+])  # fmt: skip
+def test_conv3d_is_a_convolution_of_each_depth(weight, strides, padding, dilation, groups) -> None:
+    rng, shape = np.random.default_rng(0), (2, 4, 7, 6, 5)
+    w, x = (rng.integers(-9, 9, s).astype(np.float32) for s in (weight, shape))
+
+    def body(rw, x):
+        return [relax.op.nn.conv3d(x, graph.const(w), strides, padding, dilation, groups)]
+
+    before = program(shape, body)
+    after = decompose(before)
+    assert op_names(after).count("nn.conv2d") == 1 and "nn.conv3d" not in op_names(after)
+    np.testing.assert_array_equal(evaluate(after, [x])[0], evaluate(before, [x])[0])
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_conv3d_keeps_its_weights_quantized(axis) -> None:
+    """A scale for each output, or for all, which is told with any axis."""
+    rng, shape = np.random.default_rng(0), (1, 4, 4, 6, 5)
+    w, x = rng.integers(-9, 9, (6, 4, 3, 3, 3)).astype(np.int8), rng.integers(-9, 9, shape).astype(np.float32)
+    scales = np.arange(1, 7).astype(np.float32) if axis == 0 else np.float32(2)
+    zeros = np.zeros(scales.shape, np.int8)
+
+    def body(rw, x):
+        return [relax.op.nn.conv3d(x, rw.emit(ops.dequantize(graph.const(w), scales, zeros, axis=axis)))]
+
+    before = program(shape, body)
+    after = decompose(before)
+    names = op_names(after)
+    assert names.count("dequantize") == 1 and names.index("dequantize") + 1 == names.index("nn.conv2d")
+    np.testing.assert_array_equal(evaluate(after, [x])[0], evaluate(before, [x])[0])
 
 
 def test_batch_norm_is_a_factor_and_a_shift() -> None:

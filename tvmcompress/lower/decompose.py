@@ -1,6 +1,7 @@
 """Operators that are other operators in disguise, so that one kernel family serves them all.
 
 conv1d            -> conv2d of height 1
+conv3d            -> conv2d of each depth, with the depths that a window reads as channels
 conv2d_transpose  -> conv2d with one set of output channels per phase of the stride, then depth to space
 batch_norm        -> x * scale + shift
 adaptive pooling  -> average pooling, where windows are equal
@@ -8,7 +9,7 @@ adaptive pooling  -> average pooling, where windows are equal
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tvm
@@ -29,8 +30,6 @@ def conv1d(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
     n, c, w = graph.shape(expr.args[0])
     x = rw.emit(relax.op.reshape(expr.args[0], (n, c, 1, w)))
     weight = insert_axis(rw, expr.args[1], 2)
-    if weight is None:
-        return None
     (stride,), (dilation,), (left, right) = ints(a.strides), ints(a.dilation), ints(a.padding)
     sums = relax.op.nn.conv2d(
         x, weight, [1, stride], [0, left, 0, right], [1, dilation], a.groups, out_dtype=out_dtype(var, x)
@@ -39,21 +38,59 @@ def conv1d(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
     return relax.op.reshape(y, graph.shape(var))
 
 
+def conv3d(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
+    a = expr.attrs
+    if a.data_layout != "NCDHW" or a.kernel_layout != "OIDHW":
+        return None
+    (x, weight), groups = expr.args, int(a.groups)
+    (n, c, d, h, w), (o, each, taps, kh, kw) = graph.shape(x), graph.shape(weight)
+    (stride, *strides), (dilation, *dilations) = ints(a.strides), ints(a.dilation)
+    front, top, left, back, bottom, right = ints(a.padding)
+    depth = graph.shape(var)[2]
+    x = rw.emit(relax.op.permute_dims(x, [0, 2, 1, 3, 4]))
+    if front or back:
+        x = rw.emit(relax.op.nn.pad(x, [0, 0, front, back, 0, 0, 0, 0, 0, 0]))
+    reads = []
+    for tap in range(taps):
+        first = tap * dilation
+        read = relax.op.strided_slice(x, [1], [first], [first + (depth - 1) * stride + 1], [stride])
+        whole = (first, stride, depth) == (0, 1, d + front + back)
+        part = x if whole else rw.emit(read)
+        reads.append(rw.emit(relax.op.reshape(part, (n * depth, c, 1, h, w))))
+    x = rw.emit(relax.op.concat(reads, 2)) if taps > 1 else reads[0]
+    x = rw.emit(relax.op.reshape(x, (n * depth, c * taps, h, w)))
+    weight = reshaped(rw, weight, (o, each * taps, kh, kw), [0, None, None, 2, 3])
+    sums = relax.op.nn.conv2d(
+        x, weight, strides, [top, left, bottom, right], dilations, groups, out_dtype=out_dtype(var, x)
+    )
+    y = rw.emit(sums, var.name)
+    y = rw.emit(relax.op.reshape(y, (n, depth, *graph.shape(y)[1:])))
+    return relax.op.permute_dims(y, [0, 2, 1, 3, 4])
+
+
 def out_dtype(var: graph.Var, x: Expr) -> str | None:
     """The attribute of a layer whose result is `var`: none where that is of its operands' dtype."""
     return None if graph.dtype(var) == graph.dtype(x) else graph.dtype(var)
 
 
-def insert_axis(rw: Rewriter, weight: Expr, at: int) -> Expr | None:
-    """A weight with one more axis of length one, still constant or a dequantize of a constant."""
+def insert_axis(rw: Rewriter, weight: Expr, at: int) -> Expr:
+    """A weight with one more axis of length one."""
+    dims = graph.shape(weight)
+    return reshaped(rw, weight, (*dims[:at], 1, *dims[at:]), [axis + (axis >= at) for axis in range(len(dims))])
+
+
+def reshaped(rw: Rewriter, weight: Expr, dims: tuple[int, ...], places: Sequence[int | None]) -> Expr:
+    """A weight in another shape, still constant or a dequantize of a constant; `places`: where each axis went, None
+    where it is a part of another one."""
     if graph.is_const(weight):
-        return graph.const(np.expand_dims(graph.value(weight), at))
-    call, dims = rw.definition(weight), graph.shape(weight)
-    dims = (*dims[:at], 1, *dims[at:])
+        return graph.const(graph.value(weight).reshape(dims))
+    call = rw.definition(weight)
     if op_name(call) == "relax.dequantize":
-        axis, q = int(call.attrs.axis) % (len(weight.ty.shape)), call.args[0]
-        q = graph.const(graph.value(q).reshape(dims)) if graph.is_const(q) else rw.emit(relax.op.reshape(q, dims))
-        return rw.emit(relax.op.dequantize(q, call.args[1], call.args[2], axis + (axis >= at)))
+        q, scale, zero = call.args
+        place = places[int(call.attrs.axis)] if graph.shape(scale) else 0
+        if place is not None:
+            q = graph.const(graph.value(q).reshape(dims)) if graph.is_const(q) else rw.emit(relax.op.reshape(q, dims))
+            return rw.emit(relax.op.dequantize(q, scale, zero, place))
     return rw.emit(relax.op.reshape(weight, dims))
 
 
@@ -70,8 +107,6 @@ def conv1d_transpose(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None:
         ints(a.padding),
         ints(a.output_padding),
     )
-    if weight is None:
-        return None
     wide = relax.op.nn.conv2d_transpose(
         x, weight, [1, stride], [0, left, 0, right], [0, extra], [1, dilation], a.groups, "NCHW", "IOHW"
     )
@@ -234,6 +269,7 @@ def adaptive_avg_pool2d(rw: Rewriter, var: graph.Var, expr: Expr) -> Expr | None
 
 HANDLERS: dict[str, Callable] = {
     "relax.nn.conv1d": conv1d,
+    "relax.nn.conv3d": conv3d,
     "relax.nn.conv1d_transpose": conv1d_transpose,
     "relax.nn.conv2d_transpose": conv2d_transpose,
     "relax.nn.batch_norm": batch_norm,
