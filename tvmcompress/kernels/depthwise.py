@@ -14,6 +14,7 @@ import numpy as np
 import tvm
 from tvm import te, tirx
 from tvm.s_tir import Schedule
+from tvm.s_tir.schedule import SBlockRV
 
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import FAMILY, MACS, generic
@@ -127,11 +128,14 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     outputs, lanes = generic.extent(sch, several), generic.extent(sch, [c_inner])
     # Loads, and the epilogue, are more work than the few products.
     large = isa.cores > 1 and work >= generic.PARALLEL_MACS // 4
-    height, chunk = 1, chunks
+    height, chunk, ragged = 1, chunks, 0
     if before:
         tasks = 4 * isa.cores if large else 1
         window = generic.extent(sch, [kh]), int(facts["stride"])
         found = bands(isa, rows, chunks, *copies(sch, before, chunks), *window, tasks)
+        ragged = 0 if several else hanging_over(sch, before[0], lanes)
+        # Of chunks of a row of them the last one would have to be told from the others.
+        found = [band for band in found if band[1] == chunks] if ragged else found
         height, chunk = choose("band", found)
     pixels, vectors = choose("strip", strips(isa, columns, chunk, outputs))
     h_band, h = sch.split(h, [None, height])
@@ -145,7 +149,14 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     for block in before:
         # Whether a pixel is inside does not depend on its channels: those are the vector.
         widest = generic.vector_lanes(sch, block, isa) // lanes
-        _, inner = sch.split(sch.get_loops(block)[-1], [None, lanes * math.gcd(chunk, widest)])
+        loop, width = sch.get_loops(block)[-1], lanes * math.gcd(chunk, widest)
+        if ragged:
+            whole = generic.extent(sch, [loop]) - lanes
+            loop, *tails = sch.loop_partition(loop, [whole, lanes - ragged, None], preserve_unit_iters=False)
+            width = lanes
+            for tail in tails[1:]:
+                sch.vectorize(tail)
+        _, inner = sch.split(loop, [None, width])
         sch.vectorize(inner)
     if isa.cores > 1:
         count = choose("tasks", first(3 if large else 0, range(4)))
@@ -160,6 +171,13 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     if dot:
         sch.tensorize(c_inner, dot)
     straight(sch, init, 2 + len(several))
+
+
+def hanging_over(sch: Schedule, block: SBlockRV, lanes: int) -> int:
+    """Channels of a copy that what is copied has not: a vector with a condition on its lanes would become one element
+    after the other."""
+    read, made = (int(region.source.ty.shape[-1]) for region in (sch.get(block).reads[0], sch.get(block).writes[0]))
+    return made - read if made > max(read, lanes) else 0
 
 
 def copies(sch: Schedule, before: list, chunks: int) -> tuple[int, int]:
