@@ -12,10 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from tvm import te, tirx
+from tvm.s_tir import Schedule
 from tvm.tirx import PrimFunc
 
 from tvmcompress.ir import script
-from tvmcompress.kernels import FAMILY
+from tvmcompress.isa import Isa
+from tvmcompress.kernels import FAMILY, generic
+from tvmcompress.kernels.choices import Choose, first
+from tvmcompress.kernels.tile import straight, whole_vectors
 
 LANES = 16  # rows are reduced in whole vectors of the widest unit, what is left over by itself
 
@@ -49,18 +53,79 @@ def layer_norm(x: te.Tensor, gain: te.Tensor, shift: te.Tensor, epsilon: float) 
     """x (…, n), gain and shift (n,)."""
     *rows, n = (int(d) for d in x.shape)
     share = tirx.const(1.0 / n, "float32")
-    total = reduce_rows(rows, n, lambda *i: x[i], "sum", "norm_sum")
+    total = halved_sum(rows, n, lambda *i: x[i], "norm_sum")
 
     def distance(*i):
-        return x[i] - total[i[:-1]] * share
+        return x[i] - total(*i[:-1]) * share
 
-    square = reduce_rows(rows, n, lambda *i: distance(*i) * distance(*i), "sum", "norm_square")
+    square = halved_sum(rows, n, lambda *i: distance(*i) * distance(*i), "norm_square")
 
     def inverse_of(*i):
-        return tirx.const(1.0, "float32") / tirx.sqrt(square[i] * share + tirx.const(epsilon, "float32"))
+        return tirx.const(1.0, "float32") / tirx.sqrt(square(*i) * share + tirx.const(epsilon, "float32"))
 
     inverse = te.compute(rows, inverse_of, name="norm_inverse")
-    return te.compute((*rows, n), lambda *i: distance(*i) * inverse[i[:-1]] * gain[i[-1]] + shift[i[-1]], name="norm")
+    return te.compute(
+        (*rows, n), lambda *i: distance(*i) * inverse[i[:-1]] * gain[i[-1]] + shift[i[-1]], name="norm",
+        attrs={FAMILY: "layer_norm"},
+    )  # fmt: skip
+
+
+def halved_sum(rows: Sequence[int], n: int, value: Callable, name: str) -> Callable[..., tirx.Expr]:
+    """The sum over k < n of value(*row, k), as a function of the row: vectors are added up, then their halves. What is
+    left behind whole vectors is added one by one."""
+    lanes = next((lanes for lanes in (4 * LANES, 2 * LANES, LANES, LANES // 2) if n % lanes == 0), LANES)
+    sums, rest = list[te.Tensor](), n % lanes
+    if n >= lanes:
+        k = te.reduce_axis((0, n // lanes), "k")
+        partial = te.compute(
+            (*rows, lanes), lambda *i: te.sum(value(*i[:-1], k * lanes + i[-1]), axis=[k]), name=f"{name}_{lanes}"
+        )
+        while lanes > 1:
+            lanes //= 2
+            partial = halves(partial, lanes, f"{name}_{lanes}")
+        sums.append(partial)
+    if rest:
+        k = te.reduce_axis((0, rest), "k")
+        sums.append(
+            te.compute((*rows, 1), lambda *i: te.sum(value(*i[:-1], n - rest + k), axis=[k]), name=f"{name}_rest")
+        )
+    return lambda *i: sum((part[(*i, 0)] for part in sums[1:]), sums[0][(*i, 0)])
+
+
+def halves(whole: te.Tensor, lanes: int, name: str) -> te.Tensor:
+    """Of (…, 2 lanes) the first and the second half added."""
+    shape = (*whole.shape[:-1], lanes)
+    return te.compute(shape, lambda *i: whole[i] + whole[(*i[:-1], i[-1] + lanes)], name=name)
+
+
+def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
+    """Of layer norms: row by row, all that belongs to one and what is fused behind it."""
+    before, anchor, after = generic.around_anchor(sch)
+    for block in after[:-1]:
+        sch.compute_inline(block)
+    last = [anchor, *after][-1]
+    if after:
+        sch.compute_inline(anchor)
+    *rows, _ = sch.get_loops(last)
+    work = generic.extent(sch, sch.get_loops(last))
+    row = sch.fuse(*rows)
+    for block in reversed(before):
+        if not sch.get(block).name_hint.startswith("norm_"):
+            sch.compute_inline(block)
+        else:
+            sch.compute_at(block, row, preserve_unit_loops=True)
+    # Before sums lose their beginnings: TVM would not see what they are.
+    if isa.cores > 1 and choose("tasks", first(int(work >= generic.PARALLEL_WORK), range(2))):
+        sch.parallel(row)
+    for block in [block for block in before if sch.get(block).name_hint.startswith("norm_")]:
+        if not generic.is_reduction(sch, block):
+            sch.vectorize(sch.get_loops(block)[-1])
+            continue
+        *_, lane, k = sch.get_loops(block)
+        sch.reorder(k, lane)
+        sch.vectorize(lane)
+        sch.vectorize(sch.get_loops(sch.decompose_reduction(block, k))[-1])
+    straight(sch, last, 0, whole_vectors(sch, last, isa))
 
 
 # Accumulators of one vector, halved until one number is left; what is no whole vector comes after, one by one.
