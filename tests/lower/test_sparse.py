@@ -17,10 +17,12 @@ from tests.lower.tools import need, op_names
 from tvmcompress import linking
 from tvmcompress.breakeven import emptied, of_groups
 from tvmcompress.errors import UsageError
-from tvmcompress.ir import evaluate, graph
+from tvmcompress.ir import evaluate, graph, script
 from tvmcompress.isa import isa_of
+from tvmcompress.kernels import sparse_rows
 from tvmcompress.kernels.choices import untuned
 from tvmcompress.kernels.conv2d import Conv2d
+from tvmcompress.lower import sparse
 from tvmcompress.lower.pipeline import Lowered, lower, machine
 from tvmcompress.lower.sparse import KEEP, Keep, kept
 from tvmcompress.model import Model, Source
@@ -285,6 +287,42 @@ def test_batches(batch):
     mod, x = network(batch)
     for got, wanted in zip(results(built(mod), x), evaluate.evaluate(mod, [x])):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel, stride, dilation", [(16, 16, 1), (7, 5, 1), (3, 5, 3), (3, 2, 2)])
+def test_a_large_window_takes_no_more_code(kernel, stride, dilation, monkeypatch):
+    """What copies the images that a stride makes of a tile, of which there are up to 256, loops over them."""
+    written, program = [], script.program
+    monkeypatch.setattr(script, "program", lambda text, names: written.append(text) or program(text, names))
+    sparse_rows.written.cache_clear()
+    found = sparse.candidates
+    monkeypatch.setattr(sparse, "candidates", lambda *given: [one for one in found(*given) if one.text == "rows"])
+    weight = pruned(kernel, 20, 3, kernel, kernel, density=0.1)
+
+    def body(rw, data):
+        y = relax.op.nn.conv2d(data, graph.const(weight), (stride, stride), (1, 1), (dilation, dilation))
+        return [rw.emit(y, "conv")]
+
+    mod = graph.program([("x", (1, 3, 80, 48), "float32")], body)
+    lowered = built(mod)
+    assert rows_of(lowered)["conv"]["format"] == "rows"
+    assert len([text for text in written if "copy" in text]) == 1
+    assert max(text.count("T.evaluate(call(") for text in written) <= 10
+    x = normal(3, 1, 3, 80, 48)
+    np.testing.assert_allclose(results(lowered, x)[0], evaluate.evaluate(mod, [x])[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "numbers, found",
+    [
+        ([0], [(0, 1, 1, 0)]),
+        ([2, 4, 6], [(2, 2, 3, 0)]),
+        ([0, 1, 3], [(0, 1, 2, 0), (3, 1, 1, 2)]),
+        ([0, 3, 4, 5], [(0, 3, 2, 0), (4, 1, 2, 2)]),
+    ],
+)
+def test_numbers_as_runs(numbers, found):
+    assert [(one.first, one.step, one.count, one.at) for one in sparse_rows.runs(numbers)] == found
 
 
 @pytest.mark.parametrize("lead, sparse", [((5,), True), ((2, 5), True), ((1, 3, 1, 4), True), ((2, 3, 4), False)])

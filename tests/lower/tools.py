@@ -33,7 +33,8 @@ def need(name: str) -> None:
 
 
 def assembly(lowered: Lowered) -> str:
-    return "".join(m.inspect_source("asm") for m in lowered.executable.mod.imports if m.kind == "llvm")
+    unbuilt = lowered.origin
+    return "".join(unbuilt.shared.in_llvm(func).inspect_source("asm") for func in unbuilt.programs.values())
 
 
 def basic_blocks(text: str) -> list[str]:

@@ -19,8 +19,10 @@ cache do, they need no copy either.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -92,7 +94,7 @@ COPIES = """        with T.sblock("copy"):
             T.reads({image})
             T.writes(tile[vi, vh, vw, vs, 0:length])
 {copies}"""
-COPY = """            for l in range(lines):
+COPY = """            for a, b, l in T.grid({counts}, lines):
 {groups}"""
 GROUP = """                {loop}
                     T.evaluate(call(
@@ -103,7 +105,7 @@ GROUP = """                {loop}
                         T.address_of(tile[vi, vh, vw, vs, length - 1]),
                     ))
 """
-LINE = """            for l in T.grid(lines):
+LINE = """            for a, b, l in T.grid({counts}, lines):
                 T.evaluate(call(
                     "{name}", T.address_of(x[vi, 0, T.max(T.min({row}, height - 1), 0) * wide]),
                     T.Cast("int32", vw * columns * {right} + {column}),
@@ -201,7 +203,7 @@ def written(
     axes = result_axes(shape, (conv.n, oh, ow, conv.oc))
     image = "x[vi, 0:channels, 0:area]" if planes_in else "x[vi, 0:height, 0:wide, 0:channels]"
     copying = [one.name for one in copied]
-    copies = "".join(copy_of(p, number, copying) for number in range(len(p.origins))) if copied else ""
+    copies = copy_of(p, copying) if copied else ""
     layout = PLANE_TEXT if planes_out else PIXEL_TEXT
     place = axes["axes"] if planes_out else "{image}, {across}, {last}".format(**axes)
     text = PROGRAM.format(
@@ -256,13 +258,46 @@ def result_functions(p: Plan, span: int) -> list[code.Function]:
     return [code_pixels.results(words, span, width) for width in widths(p.tile.columns, lanes)]
 
 
-def copy_of(p: Plan, image: int, names: Sequence[str]) -> str:
-    """The text that fills an image of the copy."""
-    (a, b), (sh, sw), (top, left, _, _) = p.origins[image], p.conv.strides, p.conv.padding
-    places = {"row": f"((vh * rows + l) * {sh} + {a - top})", "right": sw, "column": b - left, "base": image * p.image}
-    if p.source == PLANES:
-        return LINE.format(name=names[0], **places)
-    return COPY.format(groups=groups(p.line, p.product.lanes, names, GROUP, **places))
+def copy_of(p: Plan, names: Sequence[str]) -> str:
+    """The text that fills the images of the copy: loops over them, for a large window has many."""
+    (sh, sw), (top, left, _, _) = p.conv.strides, p.conv.padding
+    rows, columns = sorted({a for a, _ in p.origins}), sorted({b for _, b in p.origins})
+    text = ""
+    for above, right in itertools.product(runs(rows), runs(columns)):
+        places = {
+            "row": f"((vh * rows + l) * {sh} + a * {above.step} + {above.first - top})", "right": sw,
+            "column": f"b * {right.step} + {right.first - left}",
+            "base": f"((a + {above.at}) * {len(columns)} + b + {right.at}) * {p.image}",
+            "counts": f"{above.count}, {right.count}",
+        }  # fmt: skip
+        if p.source == PLANES:
+            text += LINE.format(name=names[0], **places)
+        else:
+            loops = groups(p.line, p.product.lanes, names, GROUP, **places)
+            text += COPY.format(groups=loops, counts=places["counts"])
+    return text
+
+
+@dataclass
+class Run:
+    """Numbers that lie `step` apart, and the place of the first among all."""
+
+    first: int
+    step: int
+    count: int
+    at: int
+
+
+def runs(numbers: Sequence[int]) -> list[Run]:
+    """Numbers in their order as few runs."""
+    found: list[Run] = []
+    for at, number in enumerate(numbers):
+        last = found[-1] if found else None
+        if last and (last.count == 1 or number == last.first + last.count * last.step):
+            last.step, last.count = number - last.first if last.count == 1 else last.step, last.count + 1
+        else:
+            found.append(Run(number, 1, 1, at))
+    return found
 
 
 def functions_of(p: Plan, words: code.Words, how: code_rows.Rows) -> list[tuple[int, code.Function]]:

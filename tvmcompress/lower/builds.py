@@ -15,6 +15,7 @@ from tvmcompress.errors import ModelError, TvmcompressError
 from tvmcompress.isa import isa_of
 from tvmcompress.kernels.choices import Recorder, decided
 from tvmcompress.lower.pipeline import Lowered, lower_graph, lower_kernels
+from tvmcompress.lower.shared import Shared
 from tvmcompress.lower.sparse import Keep
 from tvmcompress.target import Target
 
@@ -58,11 +59,12 @@ def begun(
         machine = target.to_tvm()
         isa = isa_of(machine, target.l1d, target.l2)
         program, steps = lower_graph(module, isa, watch, neutral)
+    taken, shared = Recorder(decided(tables)), Shared(machine, isa)
 
     def begin(keep: Keep, watch: Callable | None = None) -> Begun:
-        taken, watch = Recorder(decided(tables)), watch or (lambda _step, _mod: None)
+        watch = watch or (lambda _step, _mod: None)
         with translated(target):
-            unbuilt = lower_kernels(program, machine, isa, watch, taken, neutral, keep)
+            unbuilt = lower_kernels(program, machine, isa, watch, taken, neutral, keep, shared)
         layers = [*steps, *unbuilt.layers]
 
         def built() -> Lowered:

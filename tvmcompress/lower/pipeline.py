@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import tvm
 from tvm import relax
+from tvm.tirx import PrimFunc
 
 from tvmcompress import threads
 from tvmcompress.ir import ops
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import approximation
 from tvmcompress.kernels.choices import Choices, untuned
-from tvmcompress.lower import registers
 from tvmcompress.lower.anchors import anchors
 from tvmcompress.lower.bfloat16 import share_bits
 from tvmcompress.lower.channels_last import channels_last
@@ -26,6 +26,7 @@ from tvmcompress.lower.integer import integer
 from tvmcompress.lower.memory import Memory, arena, trusted
 from tvmcompress.lower.recurrent import roll
 from tvmcompress.lower.schedules import kernels, schedule
+from tvmcompress.lower.shared import Shared, config
 from tvmcompress.lower.sparse import KEEP, Keep
 from tvmcompress.lower.weights import split
 
@@ -37,7 +38,7 @@ class Lowered:
     """A built executable and what belongs to it.
 
     `main(inputs…, rest…)` returns a tuple; the rest is `stored`, or what `prepare(stored…)` returns when `prepares`.
-    `fallbacks` names the tensor programs that got no schedule of a family or none at all.
+    `fallbacks` names the tensor programs that got no schedule of a family or none at all; `origin` is what was built.
     """
 
     executable: relax.VMExecutable
@@ -48,6 +49,7 @@ class Lowered:
     layers: list[dict]
     kernels: list[dict]  # see `schedules.kernels`
     memory: Memory | None = None
+    origin: Unbuilt | None = None
 
 
 @dataclass(frozen=True)
@@ -56,18 +58,15 @@ class Unbuilt:
     missing, which takes most of the time and none of Python's: several may be built at once."""
 
     module: tvm.IRModule
-    target: tvm.target.Target
-    isa: Isa
+    programs: dict[str, PrimFunc]
+    shared: Shared
     layers: list[dict]
-    lowered: Callable[[relax.VMExecutable], Lowered]
+    lowered: Callable[..., Lowered]  # from the executable and `origin`
 
     def build(self) -> Lowered:
-        with self.target, tvm.transform.PassContext(opt_level=3, config=config(self.isa)):
-            none, last = tvm.transform.Sequential([]), registers.PIPELINE
-            built = relax.build(
-                self.module, self.target, relax_pipeline=none, tir_pipeline=last, exec_mode="bytecode"
-            )  # fmt: skip
-            return self.lowered(built)
+        module = self.module.with_attr("external_mods", self.shared.modules(self.programs))
+        built = relax.build(module, self.shared.target, relax_pipeline=tvm.transform.Sequential([]))
+        return self.lowered(built, origin=self)
 
 
 def graph_steps(isa: Isa) -> list[tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]]:
@@ -156,8 +155,10 @@ def lower_kernels(
     choices: Choices = untuned,
     neutral: bool = False,
     keep: Keep = KEEP,
+    shared: Shared | None = None,
 ) -> Unbuilt:
-    """From what `lower_graph` leaves to machine code, but for this."""
+    """From what `lower_graph` leaves to machine code, but for this. `shared`: with other builds for this target."""
+    shared = shared or Shared(target, isa)
     approximation.install()
     # Kernels for what costs time; what stays are element-wise operators, data movement and reductions.
     mod, layers = anchors(mod, isa, choices, neutral, keep)
@@ -169,14 +170,14 @@ def lower_kernels(
     with target, tvm.transform.PassContext(opt_level=3, config=config(isa)):
         mod = tvm.transform.Sequential(tensor_steps(target))(mod)
         watch("fuse", mod)
-        scheduled = schedule(mod, isa, choices)
+        scheduled = schedule(mod, isa, choices, shared.scheduled)
         watch("schedule", scheduled.module)
         mod = tvm.transform.Sequential(call_steps())(scheduled.module)
         # After the schedules: whether a kernel may write over an operand depends on them.
         mod, memory = arena(mod, parts.inputs)
         watch("arena", mod)
         mod = tvm.transform.Sequential(machine_steps())(mod)
-        mod = trusted(mod, parts.inputs)
+        mod, programs = shared.parted(trusted(mod, parts.inputs))
     lowered = partial(
         Lowered,
         stored=parts.stored,
@@ -184,15 +185,10 @@ def lower_kernels(
         prepares=any(var.name_hint == "prepare" for var in mod.get_global_vars()),
         fallbacks=scheduled.fallbacks,
         layers=layers,
-        kernels=kernels(mod),
+        kernels=kernels(programs),
         memory=memory,
     )
-    return Unbuilt(mod, target, isa, layers, lowered)
-
-
-def config(isa: Isa) -> dict:
-    # Kernels do not check their arguments, which come from our own programs: that would be more than half of the code.
-    return {"tirx.disable_assert": True} | ({"tirx.enable_buffer_level_predication": True} if isa.masked else {})
+    return Unbuilt(mod, programs, shared, layers, lowered)
 
 
 def machine(lowered: Lowered, link: Callable[..., None]) -> Callable[[Sequence[np.ndarray]], list[np.ndarray]]:

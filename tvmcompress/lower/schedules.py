@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import tvm
 from tvm import relax, tirx
@@ -29,6 +30,7 @@ from tvmcompress.kernels import (
 )
 from tvmcompress.kernels.choices import KEY, Choices, Choose
 from tvmcompress.lower import traces
+from tvmcompress.lower.shared import Found
 
 DOT_FLOATS = {BF16_BITS: "bfloat16", "float16": "float16"}  # what dot products of floats read
 WORK = "tvmcompress.work"  # an attribute of functions: family, multiply-accumulates, arithmetic, key
@@ -76,23 +78,26 @@ def work(func: PrimFunc) -> list | None:
     return None
 
 
-def kernels(mod: tvm.IRModule) -> list[dict]:
+def kernels(programs: Mapping[str, PrimFunc]) -> list[dict]:
     """A row for each scheduled program that multiplies: name, family, macs of one call, arithmetic and key.
 
     The arithmetic is what its instructions are for: float32, float16, bfloat16 or int8. The key is what the kernel is
     known by to those who make its decisions, empty where there are none.
     """
     rows = []
-    for var, func in mod.functions_items():
-        if isinstance(func, PrimFunc) and func.attrs and WORK in func.attrs:
+    for name, func in programs.items():
+        if func.attrs and WORK in func.attrs:
             family, macs, arithmetic, key = func.attrs[WORK]
             row = {"family": str(family), "macs": int(macs), "arithmetic": str(arithmetic), "key": str(key)}
-            rows.append({"name": var.name_hint, **row})
+            rows.append({"name": name, **row})
     return rows
 
 
-def schedule(mod: tvm.IRModule, isa: Isa, choices: Choices) -> Scheduled:
-    """Every tensor program with a schedule; those without an anchor take their decisions under their own name."""
+def schedule(mod: tvm.IRModule, isa: Isa, choices: Choices, done: Found[tuple[PrimFunc, str]]) -> Scheduled:
+    """Every tensor program with a schedule; those without an anchor take their decisions under their own name.
+
+    `done`: what was scheduled before for this machine, with the same choices.
+    """
     functions, fallbacks = {}, {}
     reshaping = reshapes(mod)
     for var, func in mod.functions_items():
@@ -100,16 +105,21 @@ def schedule(mod: tvm.IRModule, isa: Isa, choices: Choices) -> Scheduled:
         if scheduled or var in reshaping:
             functions[var] = func
             continue
-        try:
-            functions[var] = apply(func, isa, choices, var.name_hint)
-        except Exception as error:  # TVM's schedule errors have no class of their own
-            try:
-                functions[var] = plain(func, isa)
-                fallbacks[var.name_hint] = f"generic schedule: {reason(error)}"
-            except Exception as second:
-                functions[var] = func
-                fallbacks[var.name_hint] = f"no schedule: {reason(second)}"
+        functions[var], fallback = done.get(func, partial(one, func, isa, choices, var.name_hint))
+        if fallback:
+            fallbacks[var.name_hint] = fallback
     return Scheduled(tvm.IRModule(functions, attrs=mod.attrs), fallbacks)
+
+
+def one(func: PrimFunc, isa: Isa, choices: Choices, name: str) -> tuple[PrimFunc, str]:
+    """A program with its schedule, and what is to be said of that, if anything."""
+    try:
+        return apply(func, isa, choices, name), ""
+    except Exception as error:  # TVM's schedule errors have no class of their own
+        try:
+            return plain(func, isa), f"generic schedule: {reason(error)}"
+        except Exception as second:
+            return func, f"no schedule: {reason(second)}"
 
 
 def reshapes(mod: tvm.IRModule) -> set[GlobalVar]:

@@ -201,13 +201,14 @@ class _Enough(Exception):
 def keys(mod: tvm.IRModule, target: tvm.target.Target, isa: Isa) -> list[tuple[str, int]]:
     """The kernels in a program that take decisions, and what each multiplies."""
     from tvmcompress.lower.schedules import kernels
+    from tvmcompress.lower.shared import programs
 
     found: Counter[str] = Counter()
     recorder = Recorder(untuned)
 
     def watch(step: str, module: tvm.IRModule) -> None:
         if step == "schedule":
-            for row in kernels(module):
+            for row in kernels({var.name_hint: func for var, func in programs(module)}):
                 if row["key"]:
                     found[row["key"]] += row["macs"]
             raise _Enough
