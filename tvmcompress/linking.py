@@ -80,5 +80,4 @@ def linker(target: Target) -> Fcompile:
             raise TvmcompressError(f"{command} could not link for {target.triple}: {said}")
 
     link.output_format = "so"  # type: ignore[attr-defined]  # read by export_library
-    link.get_target_triple = lambda: target.triple  # type: ignore[attr-defined]  # as well, for what holds no code
     return link

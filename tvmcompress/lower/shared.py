@@ -82,13 +82,14 @@ class Shared:
         return free
 
     def modules(self, wanted: Mapping[str, PrimFunc]) -> list[tvm.runtime.Module]:
-        """Machine code of the programs that `parted` left, in their order. Several threads may call this at once."""
+        """Machine code of the programs that `parted` left, in their order, and an empty module of LLVM's, which TVM
+        asks for the target when it exports a library. Several threads may call this at once."""
         with self.lock:
             for name, func in wanted.items():
                 if name not in self.code:
                     self.code[name] = self.pool.submit(self.compiled, func)
         try:
-            return [self.code[name].result() for name in wanted]
+            return [*(self.code[name].result() for name in wanted), self.in_llvm(tvm.IRModule({}))]
         except BaseException:
             self.pool.shutdown(wait=False, cancel_futures=True)  # what waits would be made before Python ends
             raise
@@ -100,9 +101,9 @@ class Shared:
             self.in_llvm(func).write_to_file(path)
             return tvm.runtime.load_static_library(path, [func.attrs[SYMBOL]])
 
-    def in_llvm(self, func: PrimFunc) -> tvm.runtime.Module:
+    def in_llvm(self, code: PrimFunc | tvm.IRModule) -> tvm.runtime.Module:
         with self.target, tvm.transform.PassContext(opt_level=3, config=config(self.isa)):
-            return tvm.tirx.build(func, self.target, pipeline=registers.PIPELINE)
+            return tvm.tirx.build(code, self.target, pipeline=registers.PIPELINE)
 
 
 def programs(mod: tvm.IRModule) -> Iterator[tuple[GlobalVar, PrimFunc]]:
