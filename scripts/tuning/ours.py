@@ -12,6 +12,7 @@ import onnx
 
 import tvmcompress as tc
 from tests import networks
+from tvmcompress.measurement import bootstrap
 
 
 def model_of(folder: Path, network: str, recipe: str) -> tuple[tc.Model, Path]:
@@ -66,7 +67,11 @@ def run(folder: Path, network: str, recipe: str, seconds: float) -> dict:
 
 
 def gain(folder: Path, network: str, recipe: str, trials: int, few: int = 150) -> dict:
-    """End to end, in turns: untuned, after `few` trials, and after all of them, in the same run gone on with."""
+    """End to end, in turns: untuned, after `few` trials, and after all of them, in the same run gone on with.
+
+    What is compared are ratios within a round, for a machine that gets slower does so for all three. `changed`: kernels
+    whose decisions are others than untuned. `share_of_gain` is None where the gain of all trials may be none.
+    """
     model, _ = model_of(folder, network, recipe)
     log, packages, found = folder / "ours.db", {"untuned": tc.compile(model, "native")}, dict[str, Any]()
     for count in (few, trials):
@@ -74,12 +79,22 @@ def gain(folder: Path, network: str, recipe: str, trials: int, few: int = 150) -
         tc.tune(model, "native", log=log, trials=count, events=watch).close()
         packages[str(count)] = tc.compile(model, "native", log=log)
         found[str(count)] = {name: watch.done[name] for name in ("trials", "new", "failures", "seconds", "model_ms")}
-    rounds = rounds_of(packages)
-    ms = {name: float(np.median(times)) for name, times in rounds.items()}
-    spread = {name: float(np.subtract(*np.percentile(times, [75, 25])) / ms[name]) for name, times in rounds.items()}
-    gained = [ms["untuned"] - ms[str(count)] for count in (few, trials)]
-    share = gained[0] / gained[1] if gained[1] > 0 else None
-    return {"runs": found, "ms": ms, "spread": spread, "share_of_gain": share}
+    made = {name: decisions_of(package) for name, package in packages.items()}
+    rounds = {name: np.array(times) for name, times in rounds_of(packages, 60).items()}
+    ratios = {name: list(1 - rounds[name] / rounds["untuned"]) for name in (str(few), str(trials))}
+    gains = {name: bootstrap.median([rows]) for name, rows in ratios.items()}
+    first, last = gains[str(few)], gains[str(trials)]
+    return {
+        "runs": found,
+        "ms": {name: float(np.median(times)) for name, times in rounds.items()},
+        "changed": {name: sum(made[name][k] != made["untuned"].get(k) for k in made[name]) for name in gains},
+        "gain": {name: one.json() for name, one in gains.items()},
+        "share_of_gain": first.value / last.value if last.low > 0 else None,
+    }
+
+
+def decisions_of(package: tc.Package) -> dict[str, Any]:
+    return {row["key"]: row["decisions"] for row in package.manifest["kernels"] if row["key"]}
 
 
 def race(packages: Mapping[str, tc.Package], rounds: int = 15) -> dict[str, float]:
@@ -92,8 +107,8 @@ def rounds_of(packages: Mapping[str, tc.Package], rounds: int = 15) -> dict[str,
     deployments = {name: tc.deploy(package) for name, package in packages.items()}
     inputs, _ = next(iter(packages.values())).golden()
     times: dict[str, list[float]] = {name: [] for name in packages}
-    for _ in range(rounds):
-        for name, deployment in deployments.items():
+    for number in range(rounds):
+        for name, deployment in list(deployments.items())[:: 1 if number % 2 else -1]:
             deployment(inputs)
             begun = time.perf_counter()
             for _ in range(10):
