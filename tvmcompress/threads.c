@@ -46,7 +46,7 @@ static struct {
     int failed;
     _Alignas(64) uint32_t turn; /* counts loops; the others wait for it to change */
     uint32_t sleeping;
-    _Alignas(64) uint32_t pending; /* tasks not yet done */
+    _Alignas(64) uint32_t pending; /* tasks not yet done and counted */
     owned runs[MOST_THREADS];
 } pool = {.threads = 1, .started = 1, .caller = -1};
 
@@ -83,16 +83,17 @@ static int take(int who, int self) {
     }
 }
 
-/* Whatever is taken belongs to the loop of this very moment: it cannot end before the task is done. */
+/* Whatever is taken belongs to the loop of this very moment: it cannot end before the task is done and counted. That
+ * happens once, when nothing is left to take: a word that threads write in turn goes from core to core each time. */
 static void work(int self) {
     int threads = __atomic_load_n(&pool.threads, __ATOMIC_RELAXED);
+    uint32_t done = 0;
     for (int i = 0; i < threads; i++) {
         int task, who = (self + i) % threads;
-        while ((task = take(who, self)) >= 0) {
+        for (; (task = take(who, self)) >= 0; done++)
             if (pool.body(task, &pool.env, pool.closure)) __atomic_store_n(&pool.failed, 1, __ATOMIC_RELAXED);
-            __atomic_sub_fetch(&pool.pending, 1, __ATOMIC_RELEASE);
-        }
     }
+    if (done) __atomic_sub_fetch(&pool.pending, done, __ATOMIC_RELEASE);
 }
 
 static uint32_t next_turn(uint32_t seen) {

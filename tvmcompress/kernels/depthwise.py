@@ -24,6 +24,7 @@ from tvmcompress.kernels.tile import straight, whole_vectors
 from tvmcompress.kernels.tiles import lanes_for, round_up
 
 CACHE_LINE = 64  # bytes
+REMOTE = 0.4  # of a line from the cache of another core, more than one of its own; in units of a copy
 
 
 def pack(weight: np.ndarray, isa: Isa) -> np.ndarray:
@@ -89,13 +90,23 @@ def compute(x: te.Tensor, weight: te.Tensor, conv: Conv2d, isa: Isa, fill: int =
 
 
 def bands(
-    isa: Isa, rows: int, chunks: int, row_bytes: int, line_bytes: int, kernel: int, stride: int, tasks: int
+    isa: Isa,
+    rows: int,
+    chunks: int,
+    row_bytes: int,
+    line_bytes: int,
+    kernel: int,
+    stride: int,
+    tasks: int,
+    shares: int = 1,
 ) -> list[tuple[int, int]]:
     """Rows of the result and vectors of channels that one task makes from padded copies of its own, the best first.
 
     There are `chunks` vectors of channels. One of them takes `line_bytes` of a pixel that is read, and `row_bytes` of a
     row of the copies. Rows that two bands share are copied twice, and lines of the cache that two chunks share are read
-    twice; copies should stay in the first-level cache, or else in half of the second. `tasks`: wanted at least.
+    twice; copies should stay in the first-level cache, or else in half of the second. Layers before and behind are
+    divided by rows: with channels for each core it reads what others made, line by line, unless bands are a multiple of
+    `shares`. `tasks`: wanted at least.
     """
     found = []
     for height in divisors(rows):
@@ -105,6 +116,7 @@ def bands(
             size = copied * row_bytes * chunk
             cost = copied / (height * stride) + 0.3 * max(CACHE_LINE / (chunk * line_bytes) - 1, 0)
             cost += 0 if size <= isa.l1d * 3 // 4 else 0.1 if size <= isa.l2 // 2 else 2
+            cost += REMOTE * line_bytes / CACHE_LINE * (rows // height % shares > 0)
             found.append((cost + 4 * max(tasks / count - 1, 0) + 0.02 * count / tasks, (height, chunk)))
     return [band for _, band in sorted(found)]
 
@@ -131,8 +143,9 @@ def schedule(sch: Schedule, isa: Isa, choose: Choose) -> None:
     height, chunk, ragged = 1, chunks, 0
     if before:
         tasks = 4 * isa.cores if large else 1
+        shares = isa.cores // math.gcd(isa.cores, generic.extent(sch, [n])) if large else 1
         window = generic.extent(sch, [kh]), int(facts["stride"])
-        found = bands(isa, rows, chunks, *copies(sch, before, chunks), *window, tasks)
+        found = bands(isa, rows, chunks, *copies(sch, before, chunks), *window, tasks, shares)
         ragged = 0 if several else hanging_over(sch, before[0], lanes)
         # Of chunks of a row of them the last one would have to be told from the others.
         found = [band for band in found if band[1] == chunks] if ragged else found

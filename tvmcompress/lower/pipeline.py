@@ -25,6 +25,8 @@ from tvmcompress.lower.decompose import decompose
 from tvmcompress.lower.integer import integer
 from tvmcompress.lower.memory import Memory, arena, trusted
 from tvmcompress.lower.recurrent import roll
+from tvmcompress.lower.reshapes import one_reshape
+from tvmcompress.lower.row_blocks import in_blocks
 from tvmcompress.lower.schedules import kernels, schedule
 from tvmcompress.lower.shared import Shared, config
 from tvmcompress.lower.sparse import KEEP, Keep
@@ -77,6 +79,7 @@ def graph_steps(isa: Isa) -> list[tuple[str, Callable[[tvm.IRModule], tvm.IRModu
         ("channels_last", channels_last),
         # Integers before anything that could fold a dequantize back into float weights.
         ("integer", lambda mod: integer(mod, isa.integer_data, isa.fused)),
+        ("blocks", lambda mod: in_blocks(mod, isa)),
     ]
 
 
@@ -162,7 +165,7 @@ def lower_kernels(
     approximation.install()
     # Kernels for what costs time; what stays are element-wise operators, data movement and reductions.
     mod, layers = anchors(mod, isa, choices, neutral, keep)
-    mod = share_bits(mod)
+    mod = one_reshape(share_bits(mod))
     mod = ops.expand(mod)
     watch("anchors", mod)
     parts = split(mod)
