@@ -98,7 +98,7 @@ def bands(
     kernel: int,
     stride: int,
     tasks: int,
-    shares: int = 1,
+    shares: int,
 ) -> list[tuple[int, int]]:
     """Rows of the result and vectors of channels that one task makes from padded copies of its own, the best first.
 

@@ -79,6 +79,7 @@ def graph_steps(isa: Isa) -> list[tuple[str, Callable[[tvm.IRModule], tvm.IRModu
         ("channels_last", channels_last),
         # Integers before anything that could fold a dequantize back into float weights.
         ("integer", lambda mod: integer(mod, isa.integer_data, isa.fused)),
+        # Last, when activations lie as kernels read them: blocks are images to these.
         ("blocks", lambda mod: in_blocks(mod, isa)),
     ]
 

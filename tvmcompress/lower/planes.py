@@ -9,7 +9,7 @@ Shapes are (n, …, channels), with pixels or tokens in between.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 
 import tvm
@@ -36,11 +36,7 @@ def in_planes(
     along = {var for var, expr in definitions.items() if goes_along(var, expr)}
     turned = {var for var, expr in definitions.items() if permutes(expr, last)}
     wanted = layers.keys() | {var for data in layers.values() for var in data}
-    links: dict[Var, set[Var]] = {var: set() for var in (*layers, *along, *turned)}
-    for var in along:
-        for other in alike(var, definitions[var]):
-            links[var].add(other)
-            links.setdefault(other, set()).add(var)
+    links = {var: set[Var]() for var in (*layers, *along, *turned)} | linked(definitions, along)
 
     def fits(var: Var) -> bool:
         made = var in layers or var in along or var in turned
@@ -72,6 +68,16 @@ def in_planes(
         if total(group, found - group) < total(group, found):
             found -= group
     return found
+
+
+def linked(definitions: Mapping[Var, Expr], along: Iterable[Var]) -> dict[Var, set[Var]]:
+    """What element-wise operators connect, from both ends."""
+    links: dict[Var, set[Var]] = {}
+    for var in along:
+        for other in alike(var, definitions[var]):
+            links.setdefault(var, set()).add(other)
+            links.setdefault(other, set()).add(var)
+    return links
 
 
 def components(links: dict[Var, set[Var]]) -> list[set[Var]]:

@@ -3,9 +3,9 @@
     matmul(x (1, 128, k), w)    ->    reshape(matmul(reshape(x, (2, 64, k)), w), (1, 128, n))
 
 As planes (see `planes`) rows are innermost, and two cores that share them write every second stretch of 256 bytes.
-Processors fetch ahead beyond what a core is at, so that lines which the other one writes go to and fro between them,
-at 4 ns each on a Zen 4 whose cores share a cache and 17 ns where they do not: as much as the sums take. Blocks are
-images to all that follows, each core has its own, and nothing is fetched that another writes.
+Processors fetch ahead beyond what a core is at, so that lines which the other one writes go to and fro between them;
+where cores share no cache that may take as long as the sums. Blocks are images to all that follows, each core has its
+own, and nothing is fetched that another writes.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from tvmcompress.ir import graph
 from tvmcompress.ir.graph import Expr, Rewriter, Var, op_name
 from tvmcompress.isa import Isa
 from tvmcompress.kernels.choices import untuned
+from tvmcompress.kernels.code import LINE_BYTES
 from tvmcompress.kernels.sparse_rows_plan import LATENCY
-from tvmcompress.lower.planes import alike, components, first, goes_along, images, last, permutes
+from tvmcompress.lower.planes import alike, components, first, goes_along, images, last, linked, permutes
 from tvmcompress.lower.sparse import KEEP
 from tvmcompress.lower.sparse_layers import SparseLayers
 
@@ -29,7 +30,11 @@ from tvmcompress.lower.sparse_layers import SparseLayers
 def in_blocks(mod: tvm.IRModule, isa: Isa) -> tvm.IRModule:
     """The program with the rows of its sparse products, and of what is element-wise behind these, in blocks."""
     layers, definitions = SparseLayers(isa, untuned, KEEP), graph.definitions(mod)
-    products = [var for var, expr in definitions.items() if op_name(expr) == "relax.matmul" and blocks(var, isa) > 1]
+    products = [
+        var
+        for var, expr in definitions.items()
+        if op_name(expr) == "relax.matmul" and graph.has_static_shape(var) and blocks(graph.shape(var), isa) > 1
+    ]
     sparse = {var: data[0] for var in products if (data := layers.data_of(definitions, var, definitions[var]))}
     if sparse:
         planes = planes_of_program(mod, definitions)
@@ -40,10 +45,8 @@ def in_blocks(mod: tvm.IRModule, isa: Isa) -> tvm.IRModule:
 def planes_of_program(mod: tvm.IRModule, definitions: Mapping[Var, Expr]) -> set[Var]:
     """What the program itself has with channels first, on its way in or out: as such it is planes without a copy."""
     readers = graph.consumers(mod)
-    links = {var: set(alike(var, expr)) if goes_along(var, expr) else set() for var, expr in definitions.items()}
-    for var, others in [*links.items()]:
-        for other in others:
-            links.setdefault(other, set()).add(var)
+    along = {var for var, expr in definitions.items() if goes_along(var, expr)}
+    links = {var: set[Var]() for var in definitions} | linked(definitions, along)
 
     def turned(var: Var) -> bool:
         ends = any(permutes(definitions[reader], first) for reader in readers.get(var, []) if reader in definitions)
@@ -52,11 +55,11 @@ def planes_of_program(mod: tvm.IRModule, definitions: Mapping[Var, Expr]) -> set
     return {var for group in components(links) if any(map(turned, group)) for var in group}
 
 
-def blocks(var: Var, isa: Isa) -> int:
+def blocks(shape: tuple[int, ...], isa: Isa) -> int:
     """How many, 1 for none: each of whole lines of the cache, and as many of these as hide what a sum waits for."""
-    if not graph.has_static_shape(var) or len(graph.shape(var)) < 2 or images(graph.shape(var)) != 1:
+    if len(shape) < 2 or images(shape) != 1:
         return 1
-    lanes, rows = max(isa.lanes, 16), prod(graph.shape(var)[:-1])
+    lanes, rows = max(isa.lanes, LINE_BYTES // 4), prod(shape[:-1])
     return max((n for n in range(1, isa.cores + 1) if gcd(rows, n * lanes) == n * lanes <= rows // LATENCY), default=1)
 
 
@@ -68,10 +71,6 @@ class Blocked:
         self.blocks: dict[Expr, Expr] = {}  # of a view
 
     def __call__(self, rw: Rewriter, var: Var, expr: Expr) -> Expr | None:
-        if op_name(expr) == "relax.reshape" and expr.args[0] in self.blocks:
-            return (
-                relax.op.reshape(self.blocks[expr.args[0]], graph.shape(var)) if graph.has_static_shape(var) else None
-            )
         if var in self.sparse:
             args = [self.operand(rw, expr.args[0], graph.shape(expr.args[0])), expr.args[1]]
         elif goes_along(var, expr) and any(a in self.blocks for a in alike(var, expr)):
@@ -88,12 +87,10 @@ class Blocked:
         or a single value."""
         if a in self.blocks or not isinstance(a.ty, relax.TensorType):
             return self.blocks.get(a, a)
-        shape = graph.shape(a)
-        rows = prod(whole[:-1])
-        count = blocks(relax.Var("", relax.TensorType(whole, "float32")), self.isa)
-        wanted = (count, rows // count, whole[-1]) if shape == whole else shape[-1:] if prod(shape) > 1 else ()
-        return (
-            rw.emit(relax.op.reshape(a, wanted))
-            if not graph.is_const(a)
-            else graph.const(graph.value(a).reshape(wanted))
+        shape, count = graph.shape(a), blocks(whole, self.isa)
+        wanted = (
+            (count, prod(whole[:-1]) // count, whole[-1]) if shape == whole else shape[-1:] if prod(shape) > 1 else ()
         )
+        if graph.is_const(a):
+            return graph.const(graph.value(a).reshape(wanted))
+        return rw.emit(relax.op.reshape(a, wanted))
