@@ -387,7 +387,7 @@ def test_a_model_is_compared_in_pairs(monkeypatch, slower: float, sure: bool) ->
     monkeypatch.setattr(Whole, "samples", samples)
     whole = Whole.__new__(Whole)
     whole.workshop, whole.task, whole.first, whole.untuned_ms = Mock(), None, object(), 30.0
-    whole.workshop.build_wholes.return_value = [object()]
+    whole.workshop.build_forms.return_value = [Mock()]
     assert whole.end({}) == {"untuned": 2.0, "tuned": 2.0 * slower if sure else 2.0}
     assert asked == [11]  # of 2 x 9 x 30 ms
 

@@ -61,6 +61,14 @@ class Shared:
     def pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(cpu.usable())
 
+    def after_fork(self) -> Shared:
+        """For a build with other choices in a forked child, where threads and locks are its own: machine code of what
+        comes out the same. What it makes stays there."""
+        copy = Shared(self.target, self.isa)
+        copy.names, copy.taken = self.names, self.taken
+        copy.code = {name: made for name, made in self.code.items() if made.done()}
+        return copy
+
     def parted(self, mod: tvm.IRModule) -> tuple[tvm.IRModule, dict[str, PrimFunc]]:
         """`mod` without its tensor programs, and these by name, of equal ones one.
 

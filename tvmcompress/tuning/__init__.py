@@ -100,7 +100,7 @@ def tune(
         transfer = Transfer.between(start_from, place, log, names) if start_from else None
         account = Account(log, job, bench)
         deadline = account.begun + (budget_s - account.before if budget_s is not None else float("inf"))
-        whole = Whole(model, module, workshop, bench)
+        whole = Whole(model, module, found, workshop, bench)
         search = Search(
             found, place, workshop, bench, log, account.and_tell(tell), trials, deadline, until, seed, whole
         )  # fmt: skip

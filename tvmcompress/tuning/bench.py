@@ -113,7 +113,7 @@ def timer_of(
     built: Built, arrays: Sequence[np.ndarray], reference: Sequence[np.ndarray] | None, exact: bool
 ) -> Timer:  # fmt: skip
     """Loads a candidate, runs it once and compares, and returns what times it."""
-    vm, cpu = machine_of(built, arrays), tvm.cpu()
+    (vm, _), cpu = machine_of(built, arrays), tvm.cpu()
     if reference is not None:
         vm["invoke_stateful"]("main")
         compare([result.numpy() for result in vm.get_outputs("main")], reference, exact)
@@ -123,8 +123,8 @@ def timer_of(
     return lambda: [seconds * 1e3 for seconds in timer("main").results]
 
 
-def machine_of(built: Built, arrays: Sequence[np.ndarray]) -> relax.VirtualMachine:
-    """A candidate that is loaded and has its inputs."""
+def machine_of(built: Built, arrays: Sequence[np.ndarray]) -> tuple[relax.VirtualMachine, list[tvm.runtime.Tensor]]:
+    """A candidate that is loaded and has its inputs; and its weights."""
     assert built.folder is not None
     module = tvm.runtime.load_module(str(built.folder / "library.so"))
     threads.use(module, threads.count(None))
@@ -136,4 +136,4 @@ def machine_of(built: Built, arrays: Sequence[np.ndarray]) -> relax.VirtualMachi
     if built.prepares:
         weights = list(vm["prepare"](*weights))
     vm.set_input("main", *(tvm.runtime.tensor(array) for array in arrays), *weights)
-    return vm
+    return vm, weights

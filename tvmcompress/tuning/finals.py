@@ -12,7 +12,7 @@ import numpy as np
 from tvmcompress.kernels.choices import Decisions
 from tvmcompress.tuning.bench import Job
 from tvmcompress.tuning.kernel import GAIN, Kernel
-from tvmcompress.tuning.workshop import Built
+from tvmcompress.tuning.workshop import BUILD_S, Built
 
 if TYPE_CHECKING:
     from tvmcompress.tuning.search import Search
@@ -60,17 +60,39 @@ class Finals:
         self.search.measuring_s += time.monotonic() - begun - (self.search.workshop.busy_s - spent)
         if times is None:
             return list(kernels)
-        timed, left = list[Kernel](), list[Kernel]()
+        left, won = list[Kernel](), list[tuple[Kernel, Decisions, float, float]]()
         for kernel in kernels:
-            (timed if all(kernel.task.workload in form for form in times) else left).append(kernel)
-        for kernel in timed:
-            assert kernel.untuned is not None
             key, calls = kernel.task.workload, kernel.task.calls
+            if not all(key in form for form in times):
+                left.append(kernel)
+                continue
+            assert kernel.untuned is not None
             ms = [form[key] / calls for form in times]
             winner = int(np.argmin(ms))
-            lost = not winner or ms[winner] > (1 - GAIN) * ms[0]
-            self.keep(kernel, kernel.untuned if lost else tables[winner - 1][key], ms[0], ms[0] if lost else ms[winner])
+            if not winner or ms[winner] > (1 - GAIN) * ms[0]:
+                self.keep(kernel, kernel.untuned, ms[0], ms[0])
+            else:
+                won.append((kernel, tables[winner - 1][key], ms[0], ms[winner]))
+        right = self.right([(kernel, decisions) for kernel, decisions, *_ in won])
+        for (kernel, decisions, before, after), sure in zip(won, right):
+            assert kernel.untuned is not None
+            self.keep(kernel, decisions if sure else kernel.untuned, before, after if sure else before)
         return left
+
+    def right(self, winners: Sequence[tuple[Kernel, Decisions]]) -> list[bool]:
+        """Whether each gives what it must alone, too: on numbers over their whole range."""
+        search, found = self.search, [False] * len(winners)
+        orders = [search.workshop.order(kernel.task, decisions, set()) for kernel, decisions in winners]
+        built = [outcome.value for outcome in search.workshop.run(orders, BUILD_S)]
+        sound = [number for number, one in enumerate(built) if one is not None]
+        jobs = [Job(winners[n][0].task, [built[n]], search.workshop.references[winners[n][0].task.workload])
+                for n in sound]  # fmt: skip
+        begun, results = time.monotonic(), list(search.bench.measure(jobs))
+        search.measuring_s += time.monotonic() - begun
+        for index, ran in results:
+            found[sound[index]] = ran.status == "ok"
+            search.workshop.forget(built[sound[index]])
+        return found
 
     def withdraw(self) -> None:
         """All kernels as they are untuned: together what won is not clearly faster."""

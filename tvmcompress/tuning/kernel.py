@@ -39,7 +39,8 @@ class Kernel:
     seeds: list[Decisions] = field(default_factory=list)  # to be tried before all others
     untuned: Decisions | None = None
     form: Built | None = None  # the untuned one, which is timed again beside each batch
-    idle: int = 0  # batches since the last gain
+    idle: int = 0  # trials since the last gain
+    credit: float = 0.0  # with 1 it takes part in a round
     gained: float = 1.0  # share of its time that the last batches gained
     ended: str = ""
 

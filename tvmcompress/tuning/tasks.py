@@ -7,6 +7,8 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from math import prod
 
 import numpy as np
 import tvm
@@ -44,6 +46,15 @@ class Task:
     def exact(self) -> bool:
         """Whether integers among its results are computed as such; else they are rounded from floats."""
         return not any(graph.op_name(b.value) == "relax.quantize" for b in graph.bindings(self.module))
+
+    @cached_property
+    def facts(self) -> dict[str, float]:
+        """What the cost model knows of it besides its decisions, as powers of two: what kernels have in common."""
+        shape = [int(size) for size in self.module["main"].ret_ty.fields[0].shape]
+        outputs = prod(shape)
+        sizes = {"outputs": outputs, "channels": shape[-1] if shape else 1, "steps": self.macs / max(outputs, 1)}
+        facts = {name: float(np.log2(1 + size)) for name, size in sizes.items()}
+        return facts | {"integers": float("int8" in self.workload)}
 
     def inputs(self, seed: int = 0) -> list[np.ndarray]:
         """Random ones: normal floats, integers over their whole range."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from math import comb, prod
 from typing import Any
 
@@ -21,10 +22,11 @@ from tvmcompress.model import Model
 from tvmcompress.timing.session import SAMPLE_S, SAMPLES, np_dtype
 from tvmcompress.trials import EMULATED
 from tvmcompress.tuning.bench import Bench, Here, Job
+from tvmcompress.tuning.children import Outcome
 from tvmcompress.tuning.kernel import GAIN
 from tvmcompress.tuning.tasks import Task
 from tvmcompress.tuning.watching import watched
-from tvmcompress.tuning.workshop import Built, Workshop
+from tvmcompress.tuning.workshop import Built, Form, Workshop
 
 ROUNDS, MOST_ROUNDS = 6, 30
 TURNS_S = 6.0  # in which untuned and tuned are compared at last, as far as that allows more rounds than the least
@@ -45,25 +47,36 @@ class Program(Task):
 class Whole:
     """Times are in ms, None where they could not be had: for want of memory or time, or on an emulated board."""
 
-    def __init__(self, model: Model, module: tvm.IRModule, workshop: Workshop, bench: Bench) -> None:
+    def __init__(
+        self, model: Model, module: tvm.IRModule, tasks: Sequence[Task], workshop: Workshop, bench: Bench
+    ) -> None:  # fmt: skip
         inputs = golden.example_inputs(model.inputs)
         self.task = Program("model", module, 1, 0, arrays=[inputs[spec.name] for spec in model.inputs])
+        self.exact = {task.workload for task in tasks if task.exact}
         self.workshop, self.bench = workshop, bench
         self.first: Built | None = None
         self.untuned_ms: float | None = None
+        self.beside: dict[str, set[str]] = {}  # of each workload those that are called just before or behind it
 
     def begin(self) -> None:
         """Before anything is tuned."""
         if not self.bench.board.endswith(EMULATED):
-            (self.first,) = self.workshop.build_wholes(self.task, [{}])
-            found = self.samples([self.first], 1) if self.first else None
+            self.first = self.workshop.build_first(self.task).built
+            found = self.samples([self.first], 1)
             self.untuned_ms = float(np.median(found[0])) if found else None
+            if self.room and (ran := self.watch([])).status == "ok":
+                order = ran.value[0].order
+                self.beside = {key: set() for key in order}
+                for one, other in pairwise(order):
+                    self.beside[one].add(other)
+                    self.beside[other].add(one)
 
     def end(self, tables: Mapping[str, Mapping[str, Any]]) -> dict[str, float] | None:
         """Untuned and tuned, in turns; the same number twice where tuned is not clearly the faster one."""
         if self.untuned_ms is None or self.first is None:
             return None
-        (tuned,) = self.workshop.build_wholes(self.task, [tables])
+        (form,) = self.workshop.build_forms([tables])
+        tuned = form.built if form else None
         rounds = int(TURNS_S * 1e3 / (2 * SAMPLES * max(self.untuned_ms, SAMPLE_S * 1e3)))
         found = self.samples([self.first, tuned], min(max(rounds, ROUNDS), MOST_ROUNDS)) if tuned else None
         if found is None:
@@ -83,16 +96,28 @@ class Whole:
 
     def kernels(self, tables: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[dict[str, float]] | None:
         """ms of each workload in a run: untuned, and with each of `tables`; in turns."""
-        assert self.first is not None and isinstance(self.bench, Here)
-        forms = self.workshop.build_wholes(self.task, tables)
-        built = [self.first, *(form for form in forms if form is not None)]
-        if len(built) <= len(forms):
+        forms = self.build(tables)
+        if forms is None:
             return None
-        job = Job(self.task, built, None)
-        ran = self.bench.alone(partial(watched, job, self.workshop.machine), 3 * job.seconds)
-        for form in built[1:]:
-            self.workshop.forget(form)
-        return ran.value if ran.status == "ok" else None
+        ran = self.watch([form.built for form in forms])
+        if ran.status != "ok" or any(one.wrong for one in ran.value):
+            return None
+        return [{key: float(np.median(ms)) for key, ms in one.times.items()} for one in ran.value]
+
+    def build(self, tables: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[Form] | None:
+        """A form of the model for each of `tables`; None where one could not be made."""
+        forms = [form for form in self.workshop.build_forms(tables) if form is not None]
+        return forms if len(forms) == len(tables) else None
+
+    def watch(self, built: Sequence[Built]) -> Outcome:
+        """What kernels take (`Watched`) in the untuned form, and in each of these, which are then forgotten."""
+        assert self.first is not None and isinstance(self.bench, Here)
+        job = Job(self.task, [self.first, *built], None)
+        try:
+            return self.bench.alone(partial(watched, job, self.workshop.machine, self.exact), 3 * job.seconds)
+        finally:
+            for form in built:
+                self.workshop.forget(form)
 
     def samples(self, built: list[Built], rounds: int) -> list[np.ndarray] | None:
         """Of each build ms, (rounds, samples)."""

@@ -20,7 +20,8 @@ from tvmcompress import linking
 from tvmcompress.ir import evaluate, graph
 from tvmcompress.isa import Isa, isa_of
 from tvmcompress.kernels.choices import Decisions, Question, Recorder, decided, nearest
-from tvmcompress.lower.pipeline import Lowered, lower, lower_kernels
+from tvmcompress.lower.pipeline import Lowered, lower_graph, lower_kernels
+from tvmcompress.lower.shared import Shared
 from tvmcompress.target import Target
 from tvmcompress.trials import digest
 from tvmcompress.tuning import children
@@ -45,6 +46,17 @@ class Built:
     @property
     def known(self) -> bool:
         return self.folder is None
+
+
+@dataclass(frozen=True)
+class Form:
+    """A build of a model with decisions for some of its kernels. By their workloads: what was taken, what was asked,
+    and why the schedule came to nothing where it did."""
+
+    built: Built
+    decisions: dict[str, Decisions]
+    asked: dict[str, dict[str, Question]]
+    failed: dict[str, str]
 
 
 class _Known(Exception):
@@ -106,17 +118,34 @@ class Workshop:
         kernels = tuple((row["name"], row["key"]) for row in lowered.kernels if row["key"])
         return Built(decisions, asked, folder, lowered.inputs, weights, lowered.prepares, kernels)
 
-    def build_wholes(self, task: Task, tables: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[Built | None]:
-        """A model, each kernel with the decisions that are known for it: for each of `tables` a build, None where it
-        cannot be made in time."""
+    def build_first(self, task: Task) -> Form:
+        """A model with all kernels untuned, made here: children that build other forms of it have its machine code."""
+        begun = time.monotonic()
+        try:
+            self.graph, _ = lower_graph(task.module, self.isa, lambda _step, _mod: None)
+            self.shared = Shared(self.machine, self.isa)
+            self.count += 1
+            return self._form({}, self.folder / f"{self.count}")
+        finally:
+            self.busy_s += time.monotonic() - begun
 
-        def work(one: Mapping[str, Mapping[str, Any]], folder: Path) -> Built:
-            return self._linked(lower(task.module, self.machine, self.isa, None, decided(one)), {}, {}, folder)
-
+    def build_forms(self, tables: Sequence[Mapping[str, Mapping[str, Any]]]) -> list[Form | None]:
+        """The model of `build_first`, for each of `tables` once, with these decisions for some kernels (of one that
+        cannot be, the nearest); None where it cannot be made in time."""
         folders = [self.folder / f"{self.count + 1 + i}" for i in range(len(tables))]
         self.count += len(tables)
-        outcomes = self.run([partial(work, *pair) for pair in zip(tables, folders)], REFERENCE_S)
+        outcomes = self.run([partial(self._form, *pair) for pair in zip(tables, folders)], REFERENCE_S)
         return [outcome.value if outcome.status == "ok" else None for outcome in outcomes]
+
+    def _form(self, table: Mapping[str, Mapping[str, Any]], folder: Path) -> Form:
+        shared = self.shared.after_fork() if table else self.shared
+        recorder = Recorder(decided(table, nearest))
+        watch = lambda _step, _mod: None  # noqa: E731
+        lowered = lower_kernels(self.graph, self.machine, self.isa, watch, recorder, shared=shared).build()
+        built = self._linked(lowered, {}, {}, folder)
+        asked = {key: questions for key, questions in recorder.asked.items() if key in table}
+        failed = {key: why for name, key in built.kernels if (why := lowered.fallbacks.get(name)) and key in table}
+        return Form(built, {key: recorder.decisions(key) for key in asked}, asked, failed)
 
     def refer(self, tasks: Sequence[Task]) -> list[str]:
         """Computes what each kernel must give, by TVM's stock kernels; for each what went wrong, if anything."""
