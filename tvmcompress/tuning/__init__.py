@@ -1,8 +1,9 @@
 """tune(model, target) -> TuningLog: measure what kernels leave open, on the machine that will run them.
 
 Each convolution and matrix product is a task. Candidates are decisions of our own schedules (kernels.choices), built in
-forked children, compared with TVM's stock kernels, and timed alone. Every trial is in the log before the next begins:
-a run that was stopped, however, goes on with the same command, and nothing is measured twice.
+forked children, compared with TVM's stock kernels, and timed alone (`search`) or within the model (`rounds`). What was
+measured is in the log before the next measurement begins: a run that was stopped, however, goes on with the same
+command, and nothing is measured twice.
 """
 
 from __future__ import annotations

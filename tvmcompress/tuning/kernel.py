@@ -14,6 +14,7 @@ from tvmcompress.tuning.generic_space import TraceSpace
 from tvmcompress.tuning.tasks import Task
 from tvmcompress.tuning.workshop import Built, Workshop
 
+BATCH = 8  # trials
 FINALISTS = 3
 GAIN = 0.01  # of a kernel's time: less is noise
 BESIDE = "untuned_ms"  # in a trial's conditions: what the untuned form took just before
@@ -85,6 +86,10 @@ class Kernel:
     def finalists(self) -> list[Decisions]:
         """The best few that are not the untuned form."""
         return [dict(t.decisions) for t in self.good()[:FINALISTS] if t.digest != self.first]
+
+    def promise(self) -> float:
+        """ms of a run of the model that the next trials may gain."""
+        return self.total(self.best) * (self.gained + 0.02) / (1 + self.idle / BATCH)
 
     def total(self, ms: float) -> float:
         """ms of a run of the model that this kernel takes."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,28 +21,21 @@ from tvmcompress.trials import PASSING, Trial, digest
 from tvmcompress.tuning.bench import Bench, Job
 from tvmcompress.tuning.children import Outcome
 from tvmcompress.tuning.cost_model import CostModel
-from tvmcompress.tuning.kernel import BESIDE, GAIN, Kernel, Place, space_of
+from tvmcompress.tuning.kernel import BATCH, BESIDE, GAIN, Kernel, Place, space_of
+from tvmcompress.tuning.rounds import Rounds
 from tvmcompress.tuning.tasks import Task
 from tvmcompress.tuning.whole import Whole
-from tvmcompress.tuning.workshop import Built, Form, Workshop
+from tvmcompress.tuning.workshop import Built, Workshop
 from tvmcompress.tuning_log import TuningLog
 
-BATCH = 8
 POOL = 96  # proposals of which the cost model picks a batch
 BLIND = 0.25  # of a batch, taken at random instead
 FLAT = 16  # trials without a gain after which a kernel is left alone
-FEW = 4  # of the kernels of a model one in so many must be open, for forms of it to be worth their building
-FORMS = 2  # of a round, at least
 
 # What a trial is called for what came of its measurement.
 STATUS = {"ok": "ok", "wrong": "wrong_result", "timeout": "run_timeout", "crash": "run_crash", "error": "run_crash"}
 
 Tell = Callable[[str, Mapping[str, Any]], None]
-
-
-def promise(kernel: Kernel) -> float:
-    """ms of a run of the model that trials of a kernel may gain."""
-    return kernel.total(kernel.best) * (kernel.gained + 0.02) / (1 + kernel.idle / BATCH)
 
 
 class Search:
@@ -64,7 +57,6 @@ class Search:
             kernel.trials = [trial for trial in found if trial.status not in PASSING]
             kernel.seeds = [dict(trial.decisions) for trial in found if trial.status in PASSING]
         self.fresh = self.cancelled = 0
-        self.rounds = True  # whether forms of the model can be had
         self.measuring_s, self.begun = 0.0, time.monotonic()
 
     @property
@@ -88,12 +80,13 @@ class Search:
             while sown.seeds and not sown.ended and not self.over:
                 self.step(sown)
                 sown.idle = 0  # seeds say nothing about its curve
+        rounds = Rounds(self)
         while not self.over:
             kernel = self.next()
             if kernel is None:
                 break
-            together = self.together()
-            if kernel not in together or not self.round(together):
+            together = rounds.kernels()
+            if kernel not in together or not rounds.run(together):
                 self.step(kernel)
 
     def begin(self) -> None:
@@ -134,111 +127,8 @@ class Search:
     def next(self) -> Kernel | None:
         """The kernel that promises the greatest gain; None when none promises more than `until`."""
         whole = sum(kernel.total(kernel.best) for kernel in self.kernels) or 1.0
-        kernel = max((k for k in self.kernels if not k.ended), key=promise, default=None)
-        return None if kernel is None or promise(kernel) / whole < self.until else kernel
-
-    def together(self) -> list[Kernel]:
-        """Kernels to be tried in one form of the model, what promises most first; none where that cannot be, or where
-        too few are open."""
-        if not self.rounds or self.whole is None or self.whole.room < FORMS:
-            return []
-        inside = self.whole.beside
-        found = [kernel for kernel in self.kernels if not kernel.ended and kernel.task.workload in inside]
-        return sorted(found, key=promise, reverse=True) if FEW * len(found) >= len(inside) else []
-
-    def round(self, kernels: Sequence[Kernel]) -> bool:
-        """Forms of the model, each with candidates of some of these kernels, as far as trials allow. False where a form
-        cannot be built or run: then kernels are tried alone."""
-        assert self.whole is not None
-        self.learn()
-        tables: list[dict[str, Decisions]] = [{} for _ in range(min(max(self.workshop.cores, FORMS), self.whole.room))]
-        for kernel, places in self.parted(kernels, len(tables)):
-            chosen = self.choose(kernel, len(places))
-            for place, one in zip(places, chosen):
-                tables[place][kernel.task.workload] = one
-            if not chosen:
-                kernel.ended = "every candidate was tried"
-        tables = [table for table in tables if table]
-        forms = self.whole.build(tables) if tables else []
-        if forms is None:
-            self.rounds = False
-            return False
-        by = {kernel.task.workload: kernel for kernel in kernels}
-        before = {key: by[key].best for table in tables for key in table}
-        fresh: list[list[tuple[Kernel, Decisions]]] = []
-        for table, form in zip(tables, forms):
-            seen = {(kernel.task.workload, digest(one)) for of_form in fresh for kernel, one in of_form}
-            fresh.append(list(self.resolved(by, table, form, seen)))
-        if any(fresh) and not self.timed(forms, fresh):
-            self.rounds = False
-            return False
-        for key, best in before.items():
-            self.judge(by[key], best, len([table for table in tables if key in table]))
-        if before:
-            self.report(by[next(iter(before))])
-        return True
-
-    def parted(self, kernels: Sequence[Kernel], forms: int) -> list[tuple[Kernel, list[int]]]:
-        """Which kernels are tried in which forms of a round: what promises little not in every form, and of two that
-        follow each other one, for what a kernel takes depends on where its neighbours leave their results."""
-        assert self.whole is not None
-        mean, left = float(np.mean([promise(kernel) for kernel in kernels])), self.limit - self.count
-        found: dict[str, tuple[Kernel, list[int]]] = {}
-        for place in range(forms):
-            taken = set[str]()
-            for kernel in kernels:
-                kernel.credit += min(promise(kernel) / mean, 1.0) if mean else 1.0
-            for kernel in sorted(kernels, key=lambda kernel: -kernel.credit):
-                key = kernel.task.workload
-                if kernel.credit >= 1 and left and not taken & self.whole.beside[key]:
-                    kernel.credit, left = kernel.credit - 1, left - 1
-                    taken.add(key)
-                    found.setdefault(key, (kernel, []))[1].append(place)
-        return list(found.values())
-
-    def resolved(
-        self, by: Mapping[str, Kernel], table: Mapping[str, Decisions], form: Form, seen: Collection[tuple[str, str]]
-    ) -> Iterator[tuple[Kernel, Decisions]]:
-        """What the proposals of a form came out as, where that was neither measured before nor is in `seen`."""
-        for key, proposal in table.items():
-            kernel = by[key]
-            if key in form.failed or key not in form.decisions:
-                self.note(kernel, proposal, "build_error", error=form.failed.get(key, "it was not asked for"))
-                continue
-            kernel.space.learn(form.asked[key])
-            decisions = form.decisions[key]
-            known = digest(decisions) in kernel.known
-            if digest(proposal) != digest(decisions):
-                kernel.aliases[digest(proposal)] = digest(decisions)
-            if not known and (key, digest(decisions)) not in seen:
-                yield kernel, decisions
-
-    def timed(self, forms: Sequence[Form], fresh: Sequence[Sequence[tuple[Kernel, Decisions]]]) -> bool:
-        """Runs forms in turns with the untuned one and writes down what their kernels took: per call, with what that
-        of the untuned took. What comes after a wrong result says nothing, and is no trial."""
-        assert self.whole is not None
-        begun, left = time.monotonic(), [pair for of_form in fresh for pair in of_form]
-        try:
-            ran = self.whole.watch([form.built for form in forms])
-            if ran.status != "ok":
-                return False
-            first, *found = ran.value
-            for watched, pairs in zip(found, fresh):
-                for kernel, decisions in pairs:
-                    key, calls = kernel.task.workload, kernel.task.calls
-                    if watched.wrong is None and key in watched.times and key in first.times:
-                        times = [ms / calls for ms in watched.times[key]]
-                        beside = float(np.median(first.times[key])) / calls
-                        self.note(kernel, decisions, "ok", times, "", {**ran.conditions, BESIDE: beside})
-                    elif watched.wrong is not None and watched.wrong[0] == key:
-                        self.note(kernel, decisions, "wrong_result", error=watched.wrong[1])
-                    left.remove((kernel, decisions))
-            return True
-        except (KeyboardInterrupt, SystemExit):
-            self.cancel(left)
-            raise
-        finally:
-            self.measuring_s += time.monotonic() - begun
+        kernel = max((k for k in self.kernels if not k.ended), key=Kernel.promise, default=None)
+        return None if kernel is None or kernel.promise() / whole < self.until else kernel
 
     def step(self, kernel: Kernel) -> None:
         """One batch: propose, build, check and time."""

@@ -1,8 +1,8 @@
 """The model end to end, untuned and tuned: what tuning is for.
 
-It is lowered in a child and timed as a kernel is, by the same bench. On this machine its kernels are timed within it,
-too: alone they find their data in caches that are others' there. The results were checked kernel by kernel, so here
-they are not looked at.
+It is timed as a kernel is, by the same bench; its results are not looked at, for each kernel's were. On this machine
+kernels are timed within it, too, and compared with what they gave in the untuned form: alone they find their data in
+caches that are others' there.
 """
 
 from __future__ import annotations
