@@ -16,6 +16,8 @@ import numpy as np
 from tvmcompress.kernels.choices import Decisions, Question
 from tvmcompress.trials import digest
 
+RANDOM = 4  # one proposal in so many is made anew
+
 
 @dataclass
 class Space:
@@ -39,12 +41,13 @@ class Space:
         return {name: self.draw(rng, values) for name, values in self.questions.items()}
 
     def near(self, decisions: Decisions, rng: np.random.Generator) -> Decisions:
-        """With one or two decisions made anew."""
+        """With one or two decisions made anew, rather those of which there is more to choose."""
         open_ones = [name for name, values in self.questions.items() if len(values) > 1]
         if not open_ones:
             return dict(decisions)
         count = min(int(rng.integers(1, 3)), len(open_ones))
-        changed = rng.choice(open_ones, count, replace=False)
+        weights = np.log([len(self.questions[name]) for name in open_ones])
+        changed = rng.choice(open_ones, count, replace=False, p=weights / weights.sum())
         return {**decisions, **{name: self.draw(rng, self.questions[name]) for name in changed}}
 
     def draw(self, rng: np.random.Generator, values: Sequence) -> Any:
@@ -53,10 +56,10 @@ class Space:
     def propose(
         self, best: Sequence[Decisions], count: int, known: set[str], rng: np.random.Generator
     ) -> list[Decisions]:
-        """Up to `count` decisions that are not in `known` (digests): half near the best so far, half at random."""
+        """Up to `count` decisions that are not in `known` (digests): most near the best so far, some at random."""
         found: dict[str, Decisions] = {}
         for attempt in range(8 * count):
-            start = best[int(rng.integers(len(best)))] if best and attempt % 2 else None
+            start = best[int(rng.integers(len(best)))] if best and attempt % RANDOM else None
             one = self.near(start, rng) if start is not None else self.random(rng)
             key = digest(one)
             if key not in known and key not in found:

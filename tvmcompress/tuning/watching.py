@@ -14,7 +14,7 @@ from tvmcompress.timing.session import WrongResult, compare, turns
 from tvmcompress.tuning.bench import Job, machine_of
 from tvmcompress.tuning.workshop import Built
 
-ROUNDS = 9
+ROUNDS, LEAST_ROUNDS = 9, 3  # of a model that is slow fewer
 TURN_S = 0.06  # of runs of each form in a round
 MOST_RUNS = 50
 ROOM = 2 << 30  # bytes of all that kernels read and give in a run
@@ -51,8 +51,9 @@ def watched(job: Job, target: tvm.target.Target, exact: Collection[str]) -> list
     wrong = [None, *(form.differs(seen, exact) for form in forms[1:])]
     right = [form for form, error in zip(forms, wrong) if error is None]
     runs = max(min(int(TURN_S / max(forms[0].seconds, 1e-6)), MOST_RUNS), 3)
+    count = max(min(int(ROUNDS * 2 * TURN_S / (runs * max(forms[0].seconds, 1e-6))), ROUNDS), LEAST_ROUNDS)
     rounds: list[list[dict[str, float]]] = [[] for _ in right]
-    for number in turns(len(right), ROUNDS):
+    for number in turns(len(right), count):
         rounds[number].append(right[number].least(runs))
     timed = iter(zip(right, rounds))
     found = []
