@@ -301,6 +301,7 @@ def test_stopped_at_any_moment(how: signal.Signals, model, tmp_path) -> None:
 
 @pytest.mark.long
 @pytest.mark.alone
+@pytest.mark.timeout(1800)
 def test_a_tuner_killed_200_times(model, tmp_path, monkeypatch) -> None:
     """At random moments, half of them soon after a trial, and always the same run that goes on, now in rounds and now
     kernel by kernel: what it told was in the log, nothing is in it twice, and the log opens."""

@@ -109,7 +109,8 @@ class Rounds:
 
     def timed(self, forms: Sequence[Form], fresh: Sequence[Sequence[tuple[Kernel, Decisions]]]) -> bool:
         """Runs forms in turns with the untuned one and writes down what their kernels took: per call, with what that
-        of the untuned took. What comes after a wrong result says nothing, and is no trial."""
+        of the untuned took. What comes after a wrong result says nothing, and is no trial. False also where a kernel
+        that is not tried gives something else."""
         assert self.whole is not None
         begun, left = time.monotonic(), [pair for of_form in fresh for pair in of_form]
         try:
@@ -118,6 +119,8 @@ class Rounds:
                 return False
             first, *found = ran.value
             for watched, pairs in zip(found, fresh):
+                if watched.wrong is not None and watched.wrong[0] not in {kernel.task.workload for kernel, _ in pairs}:
+                    return False
                 for kernel, decisions in pairs:
                     key, calls = kernel.task.workload, kernel.task.calls
                     if watched.wrong is None and key in watched.times and key in first.times:
