@@ -125,7 +125,7 @@ class Workshop:
             self.graph, _ = lower_graph(task.module, self.isa, lambda _step, _mod: None)
             self.shared = Shared(self.machine, self.isa)
             self.count += 1
-            return self._form({}, self.folder / f"{self.count}")
+            return self._form(self.shared, {}, self.folder / f"{self.count}")
         finally:
             self.busy_s += time.monotonic() - begun
 
@@ -134,11 +134,14 @@ class Workshop:
         cannot be, the nearest); None where it cannot be made in time."""
         folders = [self.folder / f"{self.count + 1 + i}" for i in range(len(tables))]
         self.count += len(tables)
-        outcomes = self.run([partial(self._form, *pair) for pair in zip(tables, folders)], REFERENCE_S)
+        orders = [partial(self._form_in_child, *pair) for pair in zip(tables, folders)]
+        outcomes = self.run(orders, REFERENCE_S)
         return [outcome.value if outcome.status == "ok" else None for outcome in outcomes]
 
-    def _form(self, table: Mapping[str, Mapping[str, Any]], folder: Path) -> Form:
-        shared = self.shared.after_fork() if table else self.shared
+    def _form_in_child(self, table: Mapping[str, Mapping[str, Any]], folder: Path) -> Form:
+        return self._form(self.shared.after_fork(), table, folder)
+
+    def _form(self, shared: Shared, table: Mapping[str, Mapping[str, Any]], folder: Path) -> Form:
         recorder = Recorder(decided(table, nearest))
         watch = lambda _step, _mod: None  # noqa: E731
         lowered = lower_kernels(self.graph, self.machine, self.isa, watch, recorder, shared=shared).build()
