@@ -1,7 +1,7 @@
 """Rounds of a search: forms of the model, each with candidates of many kernels, timed where they will run.
 
-A form takes little more to build than the candidates in it do, for the rest of its machine code is that of the untuned
-form; and what a kernel takes in the model is what counts. Only on this machine, and while many kernels are open.
+Of a form only the candidates in it are compiled, for the rest of its machine code is that of the untuned form; and what
+a kernel takes in the model is what counts. Only on this machine, and while many kernels are open.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ class Rounds:
         for table, form in zip(tables, forms):
             seen = {(kernel.task.workload, digest(one)) for of_form in fresh for kernel, one in of_form}
             fresh.append(list(self.resolved(by, table, form, seen)))
-        if any(fresh) and not self.timed(forms, fresh):
+        if not any(fresh):
+            for form in forms:
+                self.search.workshop.forget(form.built)
+        elif not self.timed(forms, fresh):
             self.possible = False
             return False
         for key, best in before.items():

@@ -31,8 +31,8 @@ class Seen:
 
 @dataclass(frozen=True)
 class Watched:
-    """Of a form of a model: ms in a run by workload, of each round, and the workloads of its calls in order; or the
-    workload whose result was wrong first, and how."""
+    """Of a form of a model: ms in a run by workload, of each round; the workloads of its calls, in order; and that
+    whose result was wrong first, and how: then there are no times."""
 
     times: dict[str, list[float]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
@@ -46,28 +46,21 @@ def watched(job: Job, target: tvm.target.Target, exact: Collection[str]) -> list
     integers of the workloads `exact` bit by bit. Of a round the least counts, for what else runs only adds.
     """
     arrays, stamps = job.task.inputs(), Stamps(target)
-    forms = [Form(built, arrays, stamps) for built in job.built]
+    forms = [Loaded(built, arrays, stamps) for built in job.built]
     seen = forms[0].seen() if len(forms) > 1 else []
-    wrong = [None, *(form.differs(seen, exact) for form in forms[1:])]
-    right = [form for form, error in zip(forms, wrong) if error is None]
+    wrong = {number: error for number, form in enumerate(forms[1:], 1) if (error := form.differs(seen, exact))}
+    right = [number for number in range(len(forms)) if number not in wrong]
     runs = max(min(int(TURN_S / max(forms[0].seconds, 1e-6)), MOST_RUNS), 3)
     count = max(min(int(ROUNDS * 2 * TURN_S / (runs * max(forms[0].seconds, 1e-6))), ROUNDS), LEAST_ROUNDS)
-    rounds: list[list[dict[str, float]]] = [[] for _ in right]
-    for number in turns(len(right), count):
-        rounds[number].append(right[number].least(runs))
-    timed = iter(zip(right, rounds))
-    found = []
-    for error in wrong:
-        if error is not None:
-            found.append(Watched(wrong=error))
-            continue
-        form, own = next(timed)
-        order = [key for key, _ in form.called]
-        found.append(Watched({key: [ms[key] for ms in own] for key in form.keys}, order))
+    orders = ([key for key, _ in form.called] for form in forms)
+    found = [Watched(order=order, wrong=wrong.get(number)) for number, order in enumerate(orders)]
+    for place in turns(len(right), count):
+        for key, ms in forms[right[place]].least(runs).items():
+            found[right[place]].times.setdefault(key, []).append(ms)
     return found
 
 
-class Form:
+class Loaded:
     """A build that is loaded, and which of its calls are which workload's."""
 
     def __init__(self, built: Built, arrays: Sequence[np.ndarray], stamps: Stamps) -> None:
