@@ -16,6 +16,7 @@ import pytest
 
 import tvmcompress as tc
 from tests.arm_board import SCRIPT, ArmBoard, arm_board, served  # noqa: F401  a fixture
+from tests.boards import board
 from tests.browser import Browser, browser  # noqa: F401  a fixture
 from tests.cli.files import SHAPE, network, quick, tvmcompress
 from tvmcompress import cpu, linking
@@ -107,7 +108,10 @@ def test_the_gate_and_its_baseline(folder, capsys):
     (row,) = value["results"]
     row["latency"]["rounds"] = [[ms / 20 for ms in sitting] for sitting in row["latency"]["rounds"]]
     (folder / "then.json").write_text(json.dumps(value))
-    capsys.readouterr()
+    assert compare(folder, f"--fail-if-slower 5% --json {folder}/then.json") == 1
+    assert "then.json stays the baseline, this is in" in capsys.readouterr().err
+    assert json.loads((folder / "then.json").read_text()) == value
+    assert Comparison.load(folder / "then.failed.json").results[0]["latency"]
     assert compare(folder, f"--fail-if-slower 5% --baseline {folder}/then.json -o {folder}/slow.html") == 1
     told = capsys.readouterr()
     assert "error: slower by more than 0.05: float on native" in told.err and "slower" in told.out
@@ -127,6 +131,16 @@ def test_a_board_that_is_not_there(folder, capsys):
     found = Comparison.load(folder / "lost.json")
     assert [row["error"] == "" for row in found.results] == [True, False]
     assert found.results[0]["latency"] and not found.places[1]["reached"]
+
+
+def test_a_board_of_another_architecture(folder, capsys):
+    need_linker("cortex-a72")
+    with board() as one:
+        place = f"cortex-a72@{one.address}"
+        assert compare(folder, f"--no-matrix --on {place} --on native --json {folder}/other.json") == 1
+    assert f"did not run on {place}" in capsys.readouterr().err
+    found = Comparison.load(folder / "other.json")
+    assert found.results[0]["error"] and not found.results[0]["latency"] and found.results[1]["latency"]
 
 
 @pytest.mark.long

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -13,10 +14,12 @@ from rich.console import Console
 
 from tests.comparisons import KERNEL, PLACES, comparison, latency, rounds
 from tvmcompress.comparing import crossing, gate, visit_all
-from tvmcompress.comparing.places import groups, place, places
+from tvmcompress.comparing.places import Place, machine, place, places
 from tvmcompress.comparing.visit import Task, Visit
 from tvmcompress.comparison import Comparison
+from tvmcompress.device import Address
 from tvmcompress.errors import InputError, TargetError, UsageError
+from tvmcompress.wire import BoardError
 
 # The gate -------------------------------------------------------------------------------------------------------------
 
@@ -83,6 +86,16 @@ def test_with_one_variant_places_of_one_machine_are():
     ]
 
 
+def test_a_board_is_not_held_against_this_machine():
+    """One is timed in a process, the other through RPC: the same code is not as fast there."""
+    first, *_ = comparison().results
+    second = {**first, "place": "native@localhost:9090", "latency": latency(9.6, 5)}
+    where = [{"name": "native", "machine_of": "this machine", "address": "local"},
+             {"name": second["place"], "machine_of": "this machine", "address": "localhost:9090"}]  # fmt: skip
+    (row,) = gate.gate(0.05, where, [first, second], None)["rows"]
+    assert not row["slower"] and "through RPC" in row["skipped"]
+
+
 def test_few_rounds_decide_nothing():
     now = slower(1.0)
     row = {**now.results[1], "latency": {**now.results[1]["latency"], "rounds": [[9.0, 9.1]]}}
@@ -111,8 +124,25 @@ def test_what_a_place_is():
     board = place("rpi4@192.168.1.20:9090")
     assert (board.target.name, board.address, board.host) == ("rpi4", "192.168.1.20:9090", "192.168.1.20")
     assert place("rpi4@localhost:9090").host == "" and place("rpi4@[::1]:9090").host == ""
-    machines = groups([place(text) for text in ("native", "rpi4@127.0.0.1:1", "rpi4@a:1", "rpi5@a:2", "rpi5@b:1")])
-    assert {host: len(found) for host, found in machines.items()} == {"": 2, "a": 2, "b": 1}
+
+
+def test_which_machine_runs_a_place(monkeypatch):
+    """Of boards that a tracker knows it is theirs: they may be measured at the same time."""
+    known = {
+        "rpi4@tracker:1": ["one"], "rpi5@tracker:1": ["two"], "orin@tracker:1": ["three", "four"],
+        "rpi4@127.0.0.1:1": ["127.0.0.1"], "rpi4@a:1": ["a"],
+    }  # fmt: skip
+
+    def find(text, _tunnels, _seconds):
+        if text not in known:
+            raise BoardError("away")
+        return [Address(host, 9090) for host in known[text]]
+
+    monkeypatch.setattr(sys.modules[Place.__module__], "find", find)
+    texts = ["native", "rpi4@127.0.0.1:1", "rpi4@a:1", "rpi4@away:1", "rpi4@tracker:1", "rpi5@tracker:1"]
+    assert [machine(place(text)) for text in texts] == ["", "", "a", "away", "one", "two"]
+    several = Place("orin@tracker:1", place("rpi4@a:1").target, "tracker:1")
+    assert machine(several) == "orin@tracker:1"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,11 @@
+import contextlib
+import json
 import socket
+import struct
 import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +15,11 @@ from tvm import relax
 
 from tests.arm_board import served
 from tests.small_net import expected, small_net
-from tvmcompress import cpu, linking
+from tvmcompress import cpu, linking, wire
 from tvmcompress.device import Device
 from tvmcompress.errors import TvmcompressError, UsageError
 from tvmcompress.target import Target
+from tvmcompress.wire import BoardError
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +75,55 @@ def test_somebody_listens_but_says_nothing():
         silent.listen(4)
         with pytest.raises(TvmcompressError, match=r"no answer within 0\.5 s"):
             Device.open(f"127.0.0.1:{silent.getsockname()[1]}", timeout=0.5)
+
+
+def served_by(answer: Callable[[socket.socket], None]) -> tuple[socket.socket, str]:
+    """A server of one connection; `answer` gets it behind the handshake and the first request."""
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen(4)
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            peer, _ = listening.accept()
+            with peer:
+                peer.recv(4096)
+                peer.sendall(struct.pack("<ii", wire.SUCCESS, 7) + b"server:")
+                peer.recv(4096)
+                answer(peer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listening, f"127.0.0.1:{listening.getsockname()[1]}"
+
+
+def test_somebody_answers_byte_by_byte():
+    def drip(peer: socket.socket) -> None:
+        peer.sendall(struct.pack("<i", 100_000))
+        for _ in range(1000):
+            peer.sendall(b" ")
+            time.sleep(0.05)
+
+    listening, address = served_by(drip)
+    begun = time.monotonic()
+    with listening, pytest.raises(BoardError, match=r"no answer within 0\.5 s"):
+        Device.open(address, timeout=0.5)
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        ({"protocol": wire.PROTOCOL}, "its answer has no name"),
+        ({}, "it names no protocol"),
+        ([], "."),
+        ("[" * 200_000, "no JSON"),
+    ],
+)
+def test_somebody_answers_something_else(status, said: str):
+    text = status if isinstance(status, str) else json.dumps(status)
+    listening, address = served_by(lambda peer: peer.sendall(struct.pack("<i", len(text)) + text.encode()))
+    with listening, pytest.raises(BoardError, match=said):
+        Device.open(address, timeout=5)
 
 
 def test_upload_of_nothing(tmp_path: Path):

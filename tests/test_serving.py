@@ -38,6 +38,8 @@ NONSENSE = [
     wire.greeting(f"client:{wire.CONTROL}") + b"\xff\xff\xff\x7f",
     wire.greeting(f"client:{wire.CONTROL}") + wire.frame([1, 2]),
     wire.greeting(f"client:{wire.CONTROL}") + wire.frame({"do": "lease"}),
+    wire.greeting(f"client:{wire.CONTROL}") + struct.pack("<i", 200_000) + b"[" * 200_000,
+    struct.pack("<i", wire.TRACKER_MAGIC) + struct.pack("<i", 200_000) + b"[" * 200_000,
     struct.pack("<i", wire.TRACKER_MAGIC) + wire.frame(["no", {"such": "thing"}]),
     struct.pack("<i", wire.TRACKER_MAGIC) + struct.pack("<i", 12) + b"not json at all",
 ]
@@ -106,7 +108,8 @@ def test_our_boards_register_with_tvms_tracker() -> None:
 
 def test_the_tracker_may_be_away() -> None:
     """Longer than a board's patience with one attempt; the long form of it is in test_boards."""
-    with board("--name", "pi", "--tracker", f"127.0.0.1:{(port := free_port())}"):
+    with board("--name", "pi", "--tracker", f"127.0.0.1:{(port := free_port())}") as pi:
+        assert f"tracker 127.0.0.1:{port}: " in pi.process.stderr.readline()
         time.sleep(1.5)
         with tracker(port) as one:
             eventually(lambda: survey([f"pi@127.0.0.1:{one.port}"]))

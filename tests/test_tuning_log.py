@@ -11,17 +11,19 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.postgresql import postgresql  # noqa: F401  a fixture
-from tvmcompress.cli.log import _table, best
+from tvmcompress.cli.log import _table
 from tvmcompress.errors import MissingDependencyError, UsageError
 from tvmcompress.target import Target
-from tvmcompress.trials import STATUSES, Trial, board_key, from_record, record, target_key
+from tvmcompress.trials import STATUSES, Trial, board_key, fastest, from_record, record, target_key
 from tvmcompress.tuning_log import TuningLog, TuningLogError
+from tvmcompress.tuning_log_database import OPTIONS
 from tvmcompress.tuning_log_repair import repaired
 
 ROOT = Path(__file__).parents[1]
@@ -91,9 +93,9 @@ def test_only_what_failed_for_no_fault_of_its_own_is_measured_again(status: str,
 
 def test_show_counts_what_was_cancelled_by_itself() -> None:
     trials = [trial(0), trial(1), trial(2, status="cancelled", times_ms=())]
-    table = _table(best(trials), trials, False)
+    table = _table(fastest(trials), trials, False)
     assert next(iter(table.columns[4].cells)).plain == "2" and table.caption.startswith("and 1 cancelled")
-    assert not _table(best(trials), trials[:2], False).caption
+    assert not _table(fastest(trials), trials[:2], False).caption
     assert list(_table(trials, trials, True).columns[4].cells)[2].plain == "cancelled"
 
 
@@ -106,6 +108,54 @@ def test_confirmed_decisions_come_first(where) -> None:
         log.confirm(trial(2))
         log.confirm(trial(1))
         assert log.decisions("native:1", "v") == {trial().workload: {"tile": {"pixels": 1}}}
+
+
+def test_what_nobody_confirmed_is_compared_with_the_untuned_form(where) -> None:
+    """Alone a kernel takes longer than in the model, so that times as they are say nothing."""
+    beside = {"untuned_ms": 0.1}
+    with TuningLog.open(where) as log:
+        log.add(trial(0, times_ms=(1.0,)))  # the untuned form, alone
+        log.add(trial(1, times_ms=(0.11,), conditions=beside))
+        log.add(trial(2, times_ms=(0.0995,), conditions=beside))  # not clearly faster
+        assert log.decisions("native:1", "v") == {trial().workload: trial(0).decisions}
+        assert log.best("native:1", trial().workload).decisions == trial(0).decisions
+        log.add(trial(3, times_ms=(0.08,), conditions=beside))
+        assert log.decisions("native:1", "v") == {trial().workload: trial(3).decisions}
+        assert [t.decisions for t in log.chosen(log.trials())] == [trial(3).decisions]
+        log.confirm(trial(0))
+        assert [t.decisions for t in log.chosen(log.trials())] == [trial(0).decisions]
+
+
+@pytest.mark.parametrize("way", ["export", "merge"])
+def test_what_was_confirmed_goes_along(way: str, where, tmp_path) -> None:
+    with TuningLog.open(tmp_path / "one.db") as log, TuningLog.open(where) as other:
+        for number in range(3):
+            log.add(trial(number))
+        log.confirm(trial(2))
+
+        def over() -> None:
+            if way == "merge":
+                other.merge(log)
+            else:
+                log.export(tmp_path / "out.jsonl", log.chosen(log.trials()))
+                other.import_lines((tmp_path / "out.jsonl").read_text().splitlines())
+
+        over()
+        assert other.decisions("native:1", "v") == {trial().workload: trial(2).decisions}
+        other.confirm(trial(1), "9999-01-01T00:00:00+00:00")  # later than what comes again
+        over()
+        assert other.decisions("native:1", "v") == {trial().workload: trial(1).decisions}
+
+
+def test_what_others_add_is_found_by_its_number(where) -> None:
+    place = ("native:1", "a board", "v")
+    with TuningLog.open(where) as log:
+        log.add(trial(0))
+        last, found = log.since(0, *place)
+        assert [t.decisions for t in found] == [trial(0).decisions] and log.since(last, *place) == (last, [])
+        log.add(trial(1))
+        log.add(trial(1, board="another"))
+        assert [t.decisions for t in log.since(last, *place)[1]] == [trial(1).decisions]
 
 
 def test_numbers_are_noted(where) -> None:
@@ -154,6 +204,12 @@ BAD = {
     json.dumps({**record(trial(at="now")), "times_ms": []}): "times_ms",
     json.dumps({**record(trial(at="now")), "times_ms": [-1.0]}): "times_ms",
     json.dumps({**record(trial(at="now")), "times_ms": ["1"]}): "times_ms",
+    json.dumps({**record(trial(at="now")), "times_ms": [True]}): "times_ms",
+    json.dumps({**record(trial(at="now")), "times_ms": [10**400]}): "times_ms",
+    json.dumps({**record(trial(at="now")), "decisions": {"tile": float("nan")}}): "NaN",
+    json.dumps({**record(trial(at="now")), "workload": "\ud800"}): "Unicode",
+    json.dumps({**record(trial(at="now")), "confirmed": 3}): "confirmed",
+    "[" * 200_000: "nested",
     json.dumps({**record(trial(at="now")), "status": "fine"}): "status",
     json.dumps({**record(trial(at="now")), "decisions": "none"}): "decisions",
     json.dumps({k: v for k, v in record(trial(at="now")).items() if k != "board"}): "board",
@@ -191,6 +247,11 @@ def test_a_newer_log_is_refused_and_left_alone(tmp_path) -> None:
         TuningLog.open(path)
     with pytest.raises(TuningLogError, match="newer version"):
         repaired(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("UPDATE about SET value = '2.1'")
+    connection.close()
+    with pytest.raises(TuningLogError, match="newer version"):
+        TuningLog.open(path)
 
 
 @pytest.mark.parametrize(
@@ -230,6 +291,89 @@ def test_repair_saves_what_can_be_read(tmp_path) -> None:
     assert aside is not None and 200 < count < 400
     with TuningLog.open(path) as log:
         assert len(log.trials()) == count
+
+
+@pytest.mark.parametrize("share", [0.95, 0.5])
+def test_repair_of_a_file_that_was_cut_off(share: float, tmp_path) -> None:
+    path = tmp_path / "log.db"
+    with TuningLog.open(path) as log:
+        for number in range(400):
+            log.add(trial(number, error="x" * 200))
+        log.confirm(trial(3))
+        log.spend("a job", 7.0)
+    os.truncate(path, int(path.stat().st_size * share))
+    path, count, aside = repaired(path)
+    assert aside is not None and 400 * share - 50 < count < 400
+    with TuningLog.open(path) as log:
+        assert len(log.trials()) == count
+    assert not list(tmp_path.glob("*.repaired-*"))
+
+
+def test_repair_keeps_what_was_confirmed_and_spent(tmp_path) -> None:
+    path = tmp_path / "log.db"
+    with TuningLog.open(path) as log:
+        log.confirm(trial(3))
+        log.spend("a job", 7.0)
+        for number in range(400):
+            log.add(trial(number, error="x" * 200))
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size * 3 // 4)
+        file.write(os.urandom(8192))
+    repaired(path)
+    with TuningLog.open(path) as log:
+        assert log.decisions("native:1", "v") == {trial().workload: trial(3).decisions}
+        assert log.spent("a job") == 7.0
+
+
+def test_repair_leaves_a_log_alone_that_another_holds(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "log.db"
+    with TuningLog.open(path) as log:
+        log.add(trial())
+    monkeypatch.setattr("tvmcompress.tuning_log_database.PATIENCE_S", 0.1)
+    monkeypatch.setitem(OPTIONS, "sqlite", {"connect_args": {"timeout": 0.1}})
+    writer = sqlite3.connect(path, isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    with pytest.raises(TuningLogError, match="locked"):
+        repaired(path)
+    writer.execute("DELETE FROM trials")
+    writer.execute("COMMIT")
+    writer.close()
+    assert [one.name for one in tmp_path.iterdir() if "log.db-" not in one.name] == ["log.db"]
+    assert repaired(path) == (path, 0, None)
+
+
+def read_as_nobody(path: str, answers: multiprocessing.SimpleQueue) -> None:
+    os.setgid(65534)
+    os.setuid(65534)
+    try:
+        with TuningLog.open(path) as log:
+            answers.put((len(log.trials()), len(log.decisions("native:1", "v"))))
+            log.confirm(log.trials()[0])
+    except TuningLogError as error:
+        answers.put(str(error))
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become nobody")
+def test_a_log_that_may_only_be_read_is_read() -> None:
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+
+    def ask(path: Path) -> None:
+        child = context.Process(target=read_as_nobody, args=(str(path), answers))
+        child.start()
+        child.join()
+
+    with tempfile.TemporaryDirectory() as folder:  # not in pytest's own, which nobody else may enter
+        path = Path(folder, "log.db")
+        with TuningLog.open(path) as log:
+            log.add(trial())
+        path.chmod(0o444)
+        Path(folder).chmod(0o555)
+        ask(path)
+        assert answers.get() == (1, 1) and "readonly" in answers.get()
+        path.chmod(0)
+        ask(path)
+        assert "may not be read" in answers.get()
 
 
 def write_many(path: str, writer: int, count: int) -> None:

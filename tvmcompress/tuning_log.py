@@ -15,11 +15,12 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import (
     Column,
@@ -38,9 +39,10 @@ from sqlalchemy import (
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError
 
+from tvmcompress import trials
 from tvmcompress.errors import UsageError
 from tvmcompress.ir.files import atomic_write
-from tvmcompress.trials import EMULATED, PASSING, STATUSES, Trial, from_record, record
+from tvmcompress.trials import CONFIRMED, EMULATED, PASSING, STATUSES, Trial, from_record, record
 from tvmcompress.tuning_log_database import Transaction, TuningLogError, engine_of
 
 SCHEMA = 1
@@ -87,8 +89,8 @@ def default_path() -> Path:
 class TuningLog:
     """An open log. Use with `with`; may be shared by threads and, each with its own, by any number of processes."""
 
-    def __init__(self, engine: Engine, name: str) -> None:
-        self.engine, self.name = engine, name
+    def __init__(self, engine: Engine, name: str, read_only: bool = False) -> None:
+        self.engine, self.name, self.read_only = engine, name, read_only
         self._prepare()
 
     @classmethod
@@ -96,7 +98,7 @@ class TuningLog:
         """A path, which is made if need be, a URL of SQLAlchemy's, or this user's own log.
 
         Raises UsageError for a URL that cannot be one, TuningLogError for a log that is damaged, written by a newer
-        version or not reachable.
+        version or not reachable. A file that may not be written is opened for reading.
         """
         where = where or os.environ.get("TVMCOMPRESS_LOG") or default_path()
         if "://" in str(where):
@@ -108,6 +110,10 @@ class TuningLog:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise TuningLogError(f"tuning log {path}: {error.strerror}") from error
+        if path.exists() and not os.access(path, os.R_OK):
+            raise TuningLogError(f"tuning log {path}: may not be read")
+        if path.exists() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+            return cls(engine_of(_for_reading(path), read_only=True), str(path), read_only=True)
         return cls(engine_of(f"sqlite:///{path}"), str(path))
 
     def __enter__(self) -> TuningLog:
@@ -154,37 +160,70 @@ class TuningLog:
             rows = connection.execute(select(_trials).where(*wanted).order_by(_trials.c.id)).mappings().all()
         return [stored(row) for row in rows]
 
+    def since(self, number: int, target: str, board: str, versions: str) -> tuple[int, list[Trial]]:
+        """Trials that were written down after the one of this number, by anyone; and the number of the last."""
+        given = {"target": target, "board": board, "versions": versions}
+        wanted = [getattr(_trials.c, name) == value for name, value in given.items()]
+        with self._begin() as connection:
+            rows = connection.execute(select(_trials).where(_trials.c.id > number, *wanted)).mappings().all()
+        return max((row["id"] for row in rows), default=number), [stored(row) for row in rows]
+
     def best(self, target: str, workload: str, board: str | None = None, versions: str | None = None) -> Trial | None:
-        """The fastest trial that gave right results."""
-        found = [t for t in self.trials(target, workload, board, versions) if t.status == "ok"]
+        """What was confirmed last, or else the fastest trial that gave right results (`trials.fastest`)."""
+        found = self.chosen(self.trials(target, workload, board, versions))
         return min(found, key=lambda t: t.ms, default=None)
+
+    def chosen(self, found: Sequence[Trial]) -> list[Trial]:
+        """Of the trials of each kernel, target, board and version the one that `compile` takes: what was confirmed
+        there, or else the fastest."""
+        confirmed, best = self.confirmed(), {trial.place: trial for trial in trials.fastest(found)}
+        named = {t.place: t for t in found if t.status == "ok" and confirmed.get(t.place, ("", ""))[0] == t.digest}
+        return list((best | named).values())
 
     def decisions(self, target: str, versions: str, board: str | None = None) -> dict[str, Mapping[str, Any]]:
         """The best decisions for each kernel that was tuned for a target: what `compile` takes.
 
         Those confirmed last come first; see `confirm`. What an emulated board measured counts only for that board.
         """
-        chosen: dict[str, Trial] = {}
-        for trial in self.trials(target, None, board, versions):
-            if board is None and trial.board.endswith(EMULATED):
-                continue
-            if trial.status == "ok" and (trial.workload not in chosen or trial.ms < chosen[trial.workload].ms):
-                chosen[trial.workload] = trial
-        tables: dict[str, Mapping[str, Any]] = {workload: trial.decisions for workload, trial in chosen.items()}
+        found = self.trials(target, None, board, versions)
+        real = [trial for trial in found if board is not None or not trial.board.endswith(EMULATED)]
+        best: dict[str, Trial] = {}
+        for trial in trials.fastest(real):
+            if trial.workload not in best or trial.ms < best[trial.workload].ms:
+                best[trial.workload] = trial
+        tables: dict[str, Mapping[str, Any]] = {workload: trial.decisions for workload, trial in best.items()}
         wanted = [_confirmed.c.target == target, _confirmed.c.versions == versions]
         wanted += [_confirmed.c.board == board] if board is not None else []
         with self._begin() as connection:
             rows = connection.execute(select(_confirmed).where(*wanted).order_by(_confirmed.c.at)).all()
-        real = [row for row in rows if board is not None or not row.board.endswith(EMULATED)]
-        return tables | {row.workload: json.loads(row.decisions) for row in real}
+        kept = [row for row in rows if board is not None or not row.board.endswith(EMULATED)]
+        return tables | {row.workload: json.loads(row.decisions) for row in kept}
 
-    def confirm(self, trial: Trial) -> None:
-        """Notes what won when the best of a kernel's trials were timed again, in turn with the untuned one."""
+    def confirm(self, trial: Trial, at: str = "") -> None:
+        """Notes what won when the best of a kernel's trials were timed again, in turn with the untuned one. `at`: when
+        that was, now unless given; what was noted later stays."""
         row = {name: getattr(trial, name) for name in PLACE}
         same = [getattr(_confirmed.c, name) == value for name, value in row.items()]
         with self._begin() as connection:
+            if at and connection.execute(select(_confirmed.c.at).where(*same, _confirmed.c.at >= at)).first():
+                return
             connection.execute(delete(_confirmed).where(*same))
-            connection.execute(insert(_confirmed).values(**row, decisions=_json(trial.decisions), at=_now()))
+            connection.execute(insert(_confirmed).values(**row, decisions=_json(trial.decisions), at=at or _now()))
+
+    def confirmed(self) -> dict[tuple[str, ...], tuple[str, str]]:
+        """By (target, workload, board, versions) the digest of what was confirmed, and when."""
+        with self._begin() as connection:
+            rows = connection.execute(select(_confirmed)).mappings().all()
+        return {tuple(r[name] for name in PLACE): (trials.digest(json.loads(r["decisions"])), r["at"]) for r in rows}
+
+    def merge(self, other: TuningLog) -> int:
+        """Takes over all trials of another log, and what was confirmed there. Returns how many trials were new."""
+        found, confirmed = other.trials(), other.confirmed()
+        new = sum(map(self.add, found))
+        for trial in found:
+            if confirmed.get(trial.place, ("", ""))[0] == trial.digest:
+                self.confirm(trial, confirmed[trial.place][1])
+        return new
 
     def remove(self, trials: Iterable[Trial]) -> int:
         """Takes trials out of the log; returns how many were in it."""
@@ -233,9 +272,14 @@ class TuningLog:
 
     # -- records, one a line ------------------------------------------------------------------------------------------
 
-    def export(self, path: str | os.PathLike, trials: Iterable[Trial]) -> int:
-        """Writes trials as lines of JSON, each with all that belongs to it. Returns how many."""
-        lines = [json.dumps(record(trial), sort_keys=True, ensure_ascii=False) for trial in trials]
+    def export(self, path: str | os.PathLike, found: Iterable[Trial]) -> int:
+        """Writes trials as lines of JSON, each with all that belongs to it, also when it was confirmed. Returns how
+        many."""
+        confirmed, lines = self.confirmed(), []
+        for trial in found:
+            chosen, at = confirmed.get(trial.place, ("", ""))
+            told = record(trial) | ({CONFIRMED: at} if chosen == trial.digest else {})
+            lines.append(json.dumps(told, sort_keys=True, ensure_ascii=False))
         with atomic_write(Path(path)) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return len(lines)
@@ -248,14 +292,17 @@ class TuningLog:
             if not line.strip():
                 continue
             try:
-                trial = from_record(json.loads(line))
-            except (ValueError, TypeError) as error:
+                told = json.loads(line, parse_constant=_no_number)
+                trial = from_record(told)
+            except (ValueError, TypeError, OverflowError, RecursionError) as error:
                 bad.append((number, line.rstrip("\n"), _reason(error)))
                 continue
             if self.add(trial):
                 new += 1
             else:
                 known += 1
+            if told.get(CONFIRMED) and trial.status == "ok":
+                self.confirm(trial, told[CONFIRMED])
         return new, known, bad
 
     # -- the database -------------------------------------------------------------------------------------------------
@@ -263,11 +310,12 @@ class TuningLog:
     def _prepare(self) -> None:
         """Tables, when there are none; TuningLogError for those of a newer version."""
         with self._begin() as connection:
-            _metadata.create_all(connection)
+            if not self.read_only:
+                _metadata.create_all(connection)
             found = connection.execute(select(_about.c.value).where(_about.c.name == "schema")).scalar()
-            if found is None:
+            if found is None and not self.read_only:
                 connection.execute(insert(_about).values(name="schema", value=str(SCHEMA)))
-        if found is not None and int(found) > SCHEMA:
+        if found is not None and not (found.isdigit() and int(found) <= SCHEMA):
             raise TuningLogError(
                 f"tuning log {self.name}: written by a newer version of tvmcompress (schema {found}, here {SCHEMA}); "
                 "update, or name another with --log"
@@ -275,6 +323,14 @@ class TuningLog:
 
     def _begin(self) -> Transaction:
         return Transaction(self.engine, self.name)
+
+
+def _for_reading(path: Path) -> str:
+    """A URL for a file that may not be written, nor anything beside it, where SQLite would keep its locks: it is taken
+    to stay as it is, unless a writer has left something beside it."""
+    left = path.with_name(f"{path.name}-wal")
+    more = "" if left.exists() and left.stat().st_size else "&immutable=1"
+    return f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro{more}&uri=true"
 
 
 def _fact(name: str) -> str:
@@ -308,5 +364,11 @@ def stored(row: Mapping[Any, Any] | sqlite3.Row) -> Trial:
     return Trial(**{**values, **loaded, "times_ms": tuple(loaded["times_ms"])})
 
 
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
 def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "not JSON: nested too deeply"
     return f"not JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)

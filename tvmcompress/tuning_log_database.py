@@ -34,7 +34,11 @@ class TuningLogError(TvmcompressError):
     """The log cannot be read or written."""
 
 
-def engine_of(url: str) -> Engine:
+class DamagedLogError(TuningLogError):
+    """Its file is not what was written."""
+
+
+def engine_of(url: str, read_only: bool = False) -> Engine:
     """Raises UsageError for what cannot be a URL of a database, MissingDependencyError for one that wants a driver."""
     kind = url.split(":")[0]
     try:
@@ -49,8 +53,9 @@ def engine_of(url: str) -> Engine:
         what = "'tvmcompress[postgresql]'" if "psycopg" in str(error) or error.name == "psycopg" else error.name
         raise MissingDependencyError(f"tuning log {kind}://…: its driver is missing: pip install {what}") from error
     if engine.dialect.name == "sqlite":
-        event.listen(engine, "connect", _settle)
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+        begin = "BEGIN" if read_only else "BEGIN IMMEDIATE"
+        event.listen(engine, "connect", _settle_reader if read_only else _settle)
+        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
     if engine.dialect.name == "postgresql":
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(ALONE))
     return engine
@@ -63,6 +68,11 @@ def _settle(connection: Any, _record: object) -> None:
     for pragma in (f"busy_timeout = {1000 * PATIENCE_S}", "journal_mode = WAL", "synchronous = FULL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _settle_reader(connection: Any, _record: object) -> None:
+    """Transactions begun by us; nothing that would write."""
+    connection.isolation_level = None
 
 
 class Transaction:
@@ -94,5 +104,5 @@ class Transaction:
                 with_room = f"; {shutil.disk_usage(Path(self.name).parent).free} bytes are free there"
             return TuningLogError(f"tuning log {self.name}: cannot be written ({said}){with_room}; nothing was lost")
         if "not a database" in said or "malformed" in said:
-            return TuningLogError(f"tuning log {self.name}: {said}; `tvmcompress log repair` keeps what can be read")
+            return DamagedLogError(f"tuning log {self.name}: {said}; `tvmcompress log repair` keeps what can be read")
         return TuningLogError(f"tuning log {self.name}: {said}")

@@ -11,6 +11,7 @@ import json
 import socket
 import ssl
 import struct
+import time
 from typing import Any
 
 from tvmcompress.errors import TvmcompressError
@@ -20,6 +21,13 @@ SUCCESS, MISMATCH = MAGIC, MAGIC + 2
 CONTROL = "!tvmcompress"  # no key of TVM's: those are names
 PROTOCOL = 2  # raised when a client wants what an older server has not
 MOST_KEY, MOST_FRAME = 4096, 1 << 20  # bytes
+
+
+# What is read of the answer to `status`.
+STATUS = {
+    "name": str, "instance": str, "time": (int, float), "emulated": bool, "conditions": dict, "versions": {"tvm": str},
+    "cpu": {"architecture": str, "model": str, "cores": int, "features": list},
+}  # fmt: skip
 
 
 class BoardError(TvmcompressError):
@@ -34,7 +42,7 @@ class Peer:
     """One connection with a deadline on every step. Raises BoardError."""
 
     def __init__(self, host: str, port: int, seconds: float, name: str = "", tls: ssl.SSLContext | None = None) -> None:
-        self.name = name or f"{host}:{port}"
+        self.name, self.seconds = name or f"{host}:{port}", seconds
         try:
             self.socket = socket.create_connection((host, port), seconds)
             if tls is not None:
@@ -51,21 +59,24 @@ class Peer:
 
     def send(self, data: bytes) -> None:
         try:
+            self.socket.settimeout(self.seconds)
             self.socket.sendall(data)
         except OSError as error:
             raise self.lost(error) from error
 
     def receive(self, size: int) -> bytes:
-        data = b""
+        """All of so many bytes, within the deadline: a peer that sends them one by one is none that answers."""
+        data, until = bytearray(), time.monotonic() + self.seconds
         while len(data) < size:
             try:
+                self.socket.settimeout(max(until - time.monotonic(), 1e-3))
                 part = self.socket.recv(size - len(data))
             except OSError as error:
                 raise self.lost(error) from error
             if not part:
                 raise BoardError(f"device {self.name}: it closed the connection")
             data += part
-        return data
+        return bytes(data)
 
     def number(self) -> int:
         return int(struct.unpack("<i", self.receive(4))[0])
@@ -77,7 +88,7 @@ class Peer:
 
     def lost(self, error: OSError) -> BoardError:
         if isinstance(error, TimeoutError):
-            return BoardError(f"device {self.name}: no answer within {self.socket.gettimeout():g} s")
+            return BoardError(f"device {self.name}: no answer within {self.seconds:g} s")
         return BoardError(f"device {self.name}: {error.strerror or error}")
 
 
@@ -98,6 +109,10 @@ class Control(Peer):
                 raise BoardError(f"device {self.name}: not an RPC server of TVM's")
             self.receive(sized(self.number(), MOST_KEY))
             self.status: dict = self.request("status")
+            if self.status.get("protocol") == PROTOCOL and (lacks := lacking(self.status, STATUS)):
+                raise BoardError(f"device {self.name}: not a board of ours: its answer has no {lacks}")
+            if not isinstance(self.status.get("protocol"), int):
+                raise BoardError(f"device {self.name}: not a board of ours: it names no protocol")
         except (ValueError, BoardError) as error:
             self.close()
             raise error if isinstance(error, BoardError) else BoardError(f"device {self.name}: {error}") from error
@@ -152,8 +167,19 @@ def frame(value: Any) -> bytes:
 def unframed(data: bytes) -> Any:
     try:
         return json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BoardError(f"an answer that is no JSON: {data[:40]!r}") from error
+
+
+def lacking(found: Any, wanted: Any, path: str = "") -> str:
+    """Where an answer is not of the kinds that `wanted` has; empty where it is."""
+    if not isinstance(wanted, dict):
+        return "" if isinstance(found, wanted) else path
+    if not isinstance(found, dict):
+        return path
+    return next(
+        filter(None, (lacking(found.get(key), kind, f"{path}.{key}".strip(".")) for key, kind in wanted.items())), ""
+    )
 
 
 def sized(size: int, most: int) -> int:

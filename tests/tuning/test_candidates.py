@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tvmcompress.kernels.choices import Question
-from tvmcompress.trials import Trial, digest
+from tvmcompress.trials import BESIDE, Trial, digest
 from tvmcompress.tuning.candidates import Space
 from tvmcompress.tuning.cost_model import LEAST, CostModel
-from tvmcompress.tuning.kernel import BESIDE, Kernel
+from tvmcompress.tuning.kernel import Kernel
 from tvmcompress.tuning.tasks import Task
 
 ASKED = {

@@ -14,11 +14,10 @@ import tvmcompress as tc
 from tests import networks
 from tvmcompress.passes import simplified
 from tvmcompress.target import Target
-from tvmcompress.trials import digest
+from tvmcompress.trials import BESIDE, digest
 from tvmcompress.tuning import tune
 from tvmcompress.tuning.bench import Here, Job
 from tvmcompress.tuning.children import Outcome
-from tvmcompress.tuning.kernel import BESIDE
 from tvmcompress.tuning.search import Search
 from tvmcompress.tuning.tasks import tasks
 from tvmcompress.tuning.watching import watched

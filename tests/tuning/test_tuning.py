@@ -18,6 +18,7 @@ from tvm import relax
 
 import tvmcompress as tc
 from tests import networks
+from tvmcompress.cli.tune import Summary
 from tvmcompress.errors import TargetError, UsageError
 from tvmcompress.ir import graph
 from tvmcompress.isa import isa_of
@@ -400,3 +401,36 @@ def test_what_is_no_faster_as_a_whole_is_withdrawn(model, tmp_path, monkeypatch)
     assert dict(events)["done"]["model_ms"] == {"untuned": 1.0, "tuned": 1.0}
     kept = {facts["workload"]: facts for name, facts in events if name == "confirmed"}
     assert kept and all(facts["ms"] == facts["untuned_ms"] for facts in kept.values())
+    with TuningLog.open(tmp_path / "log.db") as log:
+        before = log.decisions(target_key(Target.load("native")), versions())
+    monkeypatch.setattr(Whole, "end", lambda self, tables: pytest.fail("nothing is new"))
+    again = events_of(model, tmp_path / "log.db", trials=24)  # the same command: it finds nothing to do, and says so
+    with TuningLog.open(tmp_path / "log.db") as log:
+        assert log.decisions(target_key(Target.load("native")), versions()) == before
+    told = {facts["workload"]: facts for name, facts in again if name == "confirmed"}
+    assert {key: facts["decisions"] for key, facts in told.items()} == before
+    assert dict(again)["done"]["new"] == 0 and dict(again)["done"]["ended"] == "all trials are made"
+    summary = Summary()
+    for name, facts in events:
+        summary(name, facts)
+    assert len(summary.kernels) == len(before) and summary.totals()["gain"] == 1
+
+
+def test_trials_of_another_run_are_known(model, tmp_path, monkeypatch) -> None:
+    """Two runs tune into one log: what one has measured the other does not."""
+    learn, path, own = Search.learn, tmp_path / "log.db", []
+
+    def and_another(search: Search) -> None:
+        if not own:  # another run measures one of this one's candidates just now
+            kernel = next(kernel for kernel in search.kernels if not kernel.ended)
+            pool = kernel.space.propose([], 1, kernel.known, np.random.default_rng(0))
+            own.append((kernel, pool[0]))
+            with TuningLog.open(path) as log:
+                log.add(search.trial(kernel, pool[0], "ok", (1e-9,)))
+        learn(search)
+        kernel, decisions = own[0]
+        assert digest(decisions) in kernel.known
+
+    monkeypatch.setattr(Search, "learn", and_another)
+    done = dict(events_of(model, path, trials=24))["done"]
+    assert own and done["trials"] == 24 and done["new"] == 23

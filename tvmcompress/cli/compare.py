@@ -79,7 +79,8 @@ def parse_share(_context: click.Context, _option: click.Parameter, text: str | N
 @click.option(
     "--baseline", type=options.PATH,
     help="The --json of an earlier comparison to be slower than. Else that is the file which --json names, "
-    "when it is there already, and without one the first variant at each place.",
+    "when it is there already and stays as it is when this comparison fails; and without one "
+    "the first variant at each place.",
 )  # fmt: skip
 def command(
     model: Path,
@@ -116,7 +117,7 @@ def command(
 
     for output in (html, markdown, Path(json_path) if json_path not in (None, "-") else None):
         if output is not None:
-            options.check_output(output, model, samples, labels, calibration)
+            options.check_output(output, model, samples, labels, calibration, options.log_file(log))
     if baseline is not None and limit_slower is None:
         raise click.UsageError("--baseline is what --fail-if-slower compares with; give that too")
     if baseline is None and limit_slower is not None and json_path not in (None, "-") and Path(json_path).is_file():
@@ -145,6 +146,10 @@ def command(
         found.save_html(html)
     if markdown is not None:
         found.save_markdown(markdown)
+    kept = ""
+    if found.failed and earlier is not None and baseline is not None and json_path == str(baseline):
+        json_path = str(baseline.with_suffix(f".failed{baseline.suffix}"))
+        kept = f"; {baseline} stays the baseline, this is in {json_path}"
     screen.result(found.json(), found.table, json_path)
     if found.failed:
-        raise TvmcompressError("; ".join(found.failed))
+        raise TvmcompressError("; ".join(found.failed) + kept)

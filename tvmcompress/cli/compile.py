@@ -60,7 +60,7 @@ def command(
     from tvmcompress.compilation import compile
     from tvmcompress.target import Target
 
-    options.check_output(output, model, samples)
+    options.check_output(output, model, samples, options.log_file(log))
     if samples is not None and recipe is None:
         raise click.UsageError("--samples are for calibration; give a --recipe that uses them")
     resolved = Target.load(target)

@@ -41,7 +41,7 @@ open_option = click.option(
     "  tvmcompress device serve --name rpi4 --tracker localhost:9190",
 )
 @host_option
-@click.option("--port", type=int, default=9090, show_default=True, help="The first port to try.")
+@click.option("--port", type=click.IntRange(0, 65535), default=9090, show_default=True, help="The first port to try.")
 @click.option("--name", default="", help="What the board is called, such as its target.")
 @click.option("--tracker", metavar="HOST:PORT", default="", help="A tracker to register with.")
 @tls_option
@@ -59,7 +59,7 @@ def serve(host: str, port: int, name: str, tracker: str, tls: str, open: bool) -
 
 @command.command("tracker", epilog="Example:\n\n\b\n  tvmcompress device tracker --port 9190")
 @host_option
-@click.option("--port", type=int, default=9190, show_default=True, help="The first port to try.")
+@click.option("--port", type=click.IntRange(0, 65535), default=9190, show_default=True, help="The first port to try.")
 @tls_option
 @open_option
 def tracker(host: str, port: int, tls: str, open: bool) -> None:

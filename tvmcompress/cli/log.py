@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ def show(log: str | None, target: str | None, everything: bool, json_path: str |
 
     with options.opened_log(log) as opened:
         trials = opened.trials(_key(target))
-    rows = trials if everything else best(trials)
+        rows = trials if everything else opened.chosen(trials)
     screen.result([record(t) for t in rows], lambda: _table(rows, trials, everything), json_path)
 
 
@@ -43,10 +44,10 @@ def show(log: str | None, target: str | None, everything: bool, json_path: str |
 @options.output_option("file of records, one a line,")
 def export(log: str | None, target: str | None, everything: bool, output: Path) -> None:
     """Write records that stand for themselves, one a line."""
-    options.check_output(output)
+    options.check_output(output, options.log_file(log))
     with options.opened_log(log) as opened:
         trials = opened.trials(_key(target))
-        count = opened.export(output, trials if everything else best(trials))
+        count = opened.export(output, trials if everything else opened.chosen(trials))
     screen.show(f"{output}: {count} records")
 
 
@@ -87,12 +88,12 @@ def import_(files: tuple[Path, ...], log: str | None) -> None:
 @click.argument("others", nargs=-1, required=True)
 @options.log_option
 def merge(others: tuple[str, ...], log: str | None) -> None:
-    """Take over all trials of other logs, paths or URLs."""
-    with options.opened_log(log, must_exist=False) as opened:
-        for other in others:
-            with options.opened_log(other) as read:
-                new = sum(opened.add(trial) for trial in read.trials())
-            screen.show(f"{other}: {new} new trials")
+    """Take over all trials of other logs, paths or URLs, and what was confirmed there."""
+    with contextlib.ExitStack() as stack:
+        read = [stack.enter_context(options.opened_log(other)) for other in others]
+        opened = stack.enter_context(options.opened_log(log, must_exist=False))
+        for one in read:
+            screen.show(f"{one.name}: {opened.merge(one)} new trials")
 
 
 @command.command("repair", epilog="Example:\n\n\b\n  tvmcompress log repair --log tuning.db")
@@ -124,16 +125,6 @@ def prune(log: str | None, target: str | None, failed: bool, old: bool) -> None:
         screen.show(f"{opened.name}: {opened.remove(found)} trials removed")
 
 
-def best(trials: list[Trial]) -> list[Trial]:
-    """The fastest of each kernel, target, board and version that gave right results."""
-    found: dict[tuple, Trial] = {}
-    for trial in trials:
-        place = (trial.target, trial.workload, trial.board, trial.versions)
-        if trial.status == "ok" and (place not in found or trial.ms < found[place].ms):
-            found[place] = trial
-    return list(found.values())
-
-
 def _key(target: str | None) -> str | None:
     from tvmcompress.target import Target
     from tvmcompress.trials import target_key
@@ -158,17 +149,15 @@ def _table(rows: list[Trial], trials: list[Trial], everything: bool) -> Table:
 
     counts: dict[tuple, int] = {}
     for trial in trials:
-        place = (trial.target, trial.workload, trial.board, trial.versions)
-        counts[place] = counts.get(place, 0) + (trial.status not in PASSING)
+        counts[trial.place] = counts.get(trial.place, 0) + (trial.status not in PASSING)
     table = Table(box=box.SIMPLE_HEAD)
     if cancelled := sum(trial.status in PASSING for trial in trials):
         table.caption = f"and {cancelled} cancelled, which the next run measures"
     for column in ("target", "kernel", "board", "ms", "trials" if not everything else "status", "decisions"):
         table.add_column(column, justify="right" if column in ("ms", "trials") else "left")
     for row in rows:
-        place = (row.target, row.workload, row.board, row.versions)
         ms = f"{row.ms:.4f}" if row.status == "ok" else "-"
-        last = row.status if everything else str(counts[place])
+        last = row.status if everything else str(counts[row.place])
         said = " ".join(f"{name}={_short(value)}" for name, value in row.decisions.items())
         table.add_row(*map(Text, (row.target.split(":")[0], row.workload, row.board.split(",")[0], ms, last, said)))
     return table

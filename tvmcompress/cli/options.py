@@ -88,7 +88,16 @@ def output_option(what: str) -> Callable[[Callable], Callable]:
     return click.option("-o", "--output", required=True, type=PATH, help=f"The {what} to write.")
 
 
-json_option = click.option("--json", "json_path", metavar="PATH", help="Write the result as JSON; - is stdout.")
+def parse_json_path(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
+    """Refused before any work where it cannot be written."""
+    if text not in (None, "-"):
+        check_output(Path(text))  # type: ignore[arg-type]
+    return text
+
+
+json_option = click.option(
+    "--json", "json_path", metavar="PATH", callback=parse_json_path, help="Write the result as JSON; - is stdout."
+)
 threads_option = click.option(
     "--threads", type=click.IntRange(1), metavar="N", help="Threads; all usable CPUs unless given."
 )
@@ -126,6 +135,12 @@ def log_path(log: str | None) -> str:
     from tvmcompress.tuning_log import default_path
 
     return log or os.environ.get("TVMCOMPRESS_LOG") or str(default_path())
+
+
+def log_file(log: str | None) -> Path | None:
+    """Where the log lies, if it is a file."""
+    where = log_path(log)
+    return None if "://" in where or log == "none" else Path(where)
 
 
 def compiling_log(log: str | None) -> str | None:

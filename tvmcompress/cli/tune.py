@@ -108,8 +108,9 @@ def command(
 
     if samples is not None and recipe is None:
         raise click.UsageError("--samples are for calibration; give a --recipe that uses them")
-    if events is not None:
-        options.check_output(events, model, samples)
+    for output in (events, Path(json_path) if json_path not in (None, "-") else None):
+        if output is not None:
+            options.check_output(output, model, samples, options.log_file(log))
     resolved = Target.load(target)
     loaded = models.open_model(model, shapes, values)
     if recipe is not None:
@@ -125,7 +126,7 @@ def command(
 
         tune(
             loaded, resolved, devices=devices, route=Route(ssh, tls), log=log, trials=trials, budget_s=budget,
-            until=until, only=tasks, start_from=start_from, events=tell,
+            until=until, only=tasks, start_from=start_from, events=tell, seed=None,
         )  # fmt: skip
     screen.result(summary.json(), summary.table, json_path)
 
@@ -135,11 +136,15 @@ class Summary:
 
     def __init__(self) -> None:
         self.facts: dict[str, Any] = {}
-        self.kernels: list[dict] = []
+        self.by_workload: dict[str, dict] = {}
+
+    @property
+    def kernels(self) -> list[dict]:
+        return list(self.by_workload.values())
 
     def __call__(self, name: str, facts: Mapping[str, Any]) -> None:
         if name == "confirmed":
-            self.kernels.append(dict(facts))
+            self.by_workload[facts["workload"]] = dict(facts)  # the last time counts: what won may be withdrawn
         elif name in ("start", "done"):
             self.facts |= facts
 
@@ -157,6 +162,8 @@ class Summary:
             f"{facts['new']} new trials, {facts['trials']} in {facts['log']}: "
             f"{totals['untuned_ms']:.3g} to {totals['ms']:.3g} ms in these kernels ({totals['gain']:.2f} times faster)"
         )
+        table.caption = f"ended because {facts['ended']}" if facts["new"] else f"nothing new: {facts['ended']}"
+        table.caption_justify = "left"
         if model := facts.get("model_ms"):
             before, after = model["untuned"], model["tuned"]
             table.title += f"\nthe model: {before:.3g} to {after:.3g} ms ({before / after:.2f} times faster)"

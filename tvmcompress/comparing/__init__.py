@@ -18,7 +18,7 @@ import numpy as np
 from tvmcompress import golden, trials
 from tvmcompress.comparing import crossing, gate, results
 from tvmcompress.comparing.crossing import Crossed
-from tvmcompress.comparing.places import Place, groups, places
+from tvmcompress.comparing.places import Place, machine, places
 from tvmcompress.comparing.visit import SITTINGS, Entry, Progress, Task, Visit
 from tvmcompress.comparison import Comparison
 from tvmcompress.errors import SampleError, UsageError
@@ -72,6 +72,8 @@ def compare(
     """
     tell = progress or (lambda _done, _total, _text: None)
     where, names = places(on, route), variants(recipes)
+    if not 0 < budget_s < float("inf"):
+        raise UsageError(f"budget_s = {budget_s}: wanted seconds")
     if fail_if_slower is not None and not 0 <= fail_if_slower < 100:
         raise UsageError(f"fail_if_slower = {fail_if_slower}: wanted a share, such as 5%")
     if baseline is not None and not isinstance(baseline, Comparison):
@@ -172,19 +174,21 @@ def compiled(
 
 def visit_all(visits: Sequence[Visit], task: Task) -> None:
     """Boards of different machines at the same time, this machine after them. Ctrl-C ends it within a turn."""
-    machines = groups([visit.place for visit in visits])
+    for visit in visits:
+        visit.machine = machine(visit.place)
+    machines = list(dict.fromkeys(visit.machine for visit in visits))
     failures: list[BaseException] = []
 
-    def tour(machine: str) -> None:
+    def tour(name: str) -> None:
         try:
             for visit in visits:
-                if visit.place.host == machine and not task.stop.is_set():
+                if visit.machine == name and not task.stop.is_set():
                     visit.make(task)
         except BaseException as error:  # it belongs to the thread that waits
             failures.append(error)
             task.stop.set()
 
-    tours = [threading.Thread(target=tour, args=(machine,), daemon=True) for machine in machines if machine]
+    tours = [threading.Thread(target=tour, args=(name,), daemon=True) for name in machines if name]
     try:
         for thread in tours:
             thread.start()

@@ -47,11 +47,15 @@ def among(limit: float, places: Results, results: Results) -> Iterator[dict[str,
     """Each variant against the first of its place; where there is but one variant, places of one machine."""
     several = len({row["variant"] for row in results}) > 1
     hosts = {place["name"]: place["machine_of"] for place in places}
+    over_rpc = {place["name"]: place.get("address", "local") != "local" for place in places}
     first: dict[str, Mapping[str, Any]] = {}
     for row in results:
         whose = row["place"] if several else hosts[row["place"]]
         if whose in first:
             other = first[whose]
+            if over_rpc[row["place"]] != over_rpc[other["place"]]:
+                yield skipped(row, other["place"], "one is timed through RPC, the other is not: that is not the same")
+                continue
             yield compared(limit, row, other, other["variant"] if several else other["place"], several)
         first.setdefault(whose, row)
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tvmcompress import cpu
-from tvmcompress.device import Device
-from tvmcompress.errors import UsageError
+from tvmcompress.device import Device, find
+from tvmcompress.errors import TvmcompressError, UsageError
 from tvmcompress.target import Target
-from tvmcompress.tunnels import Route
+from tvmcompress.tunnels import Route, Tunnels
 
 ADDRESS = re.compile(r"(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})")
+ASK_S = 5.0
 LOOPBACK = re.compile(r"localhost|127(\.\d+){3}|\[?::1\]?")
 
 
@@ -33,7 +34,7 @@ class Place:
 
     @property
     def host(self) -> str:
-        """The machine, empty for this one: what runs on one at once would disturb each other."""
+        """The machine at its address, empty for this one: what runs on one at once would disturb each other."""
         if self.is_local:
             return ""
         host = self.address.rpartition(":")[0]
@@ -72,12 +73,18 @@ def places(texts: Sequence[str], route: Route | None = None) -> tuple[Place, ...
     return found
 
 
-def groups(found: Sequence[Place]) -> dict[str, list[Place]]:
-    """By the machine that runs them; the one with the empty name is this."""
-    machines: dict[str, list[Place]] = {}
-    for one in found:
-        machines.setdefault(one.host, []).append(one)
-    return machines
+def machine(one: Place) -> str:
+    """The machine that runs it, empty for this one. Of a board that a tracker knows it is the board's, not the
+    tracker's; of one that cannot be asked its address says which."""
+    if one.is_local:
+        return ""
+    try:
+        with Tunnels(one.route, ASK_S) as tunnels:
+            hosts = {board.host for board in find(device_text(one), tunnels, ASK_S)}
+    except TvmcompressError:  # the visit will say so
+        return one.host
+    # Any of several boards may come: it is leased, so that no other visit gets the same one.
+    return replace(one, address=f"{hosts.pop()}:0").host if len(hosts) == 1 else one.name
 
 
 @contextmanager

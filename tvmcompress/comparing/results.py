@@ -22,7 +22,7 @@ def place(visit: Visit) -> dict[str, Any]:
         "triple": target.triple,
         "cpu": target.cpu,
         "address": visit.place.address,
-        "machine_of": visit.place.host or "this machine",
+        "machine_of": visit.machine or "this machine",
         "machine": {key: machine[key] for key in MACHINE} if machine else None,
         "board": board_key(machine) if machine else None,
         "emulated": visit.emulated,

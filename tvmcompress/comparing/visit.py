@@ -76,6 +76,7 @@ class Visit:
 
     place: Place
     entries: list[Entry]
+    machine: str = ""  # see `places.machine`
     described: dict[str, Any] = field(default_factory=dict)
     error: str = ""
     energy: str = ""  # why there is none
@@ -144,6 +145,8 @@ class Visit:
     def _time(self, device: Device, task: Task) -> None:
         """All of them in turns, in several sittings; the first sample is what they run on."""
         entries, first = self.running(), next(iter(task.samples))
+        if not entries:
+            return
         found, self.energy = energy.sensors() if self.place.is_local else ([], "no sensor that can be read from here")
         sittings = SITTINGS if self.place.is_local else 1
         racers: list[list[Racer]] = []

@@ -45,6 +45,9 @@ def serve(
         )
     if " " in name or "@" in name or len(name) > 100:
         raise UsageError(f"name '{name[:40]}': wanted one without spaces and @")
+    if not 0 <= port < 65536:
+        raise UsageError(f"port {port}: wanted one from 0 to 65535")
+    where = address(registry)
     outer = watchdog.bound(host, port, 100)
     listening = watchdog.bound("127.0.0.1", 0) if secure else outer
     shown = outer.getsockname()[1]
@@ -57,7 +60,7 @@ def serve(
         watchdog.keep(lambda: tracker.run(listening), lambda: tracker.answering(at, inner), say)
     else:
         client = front.context(tls, "board", server=False) if tls else None
-        watchdog.serve_board(listening, name, address(registry), say, client, shown)
+        watchdog.serve_board(listening, name, where, say, client, shown)
 
 
 def guard(outer: socket.socket, port: int, secure: ssl.SSLContext) -> None:
@@ -84,7 +87,7 @@ def address(text: str) -> tuple[str, int] | None:
     if not text:
         return None
     host, _, port = text.rpartition(":")
-    if not host or not port.isdigit():
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise UsageError(f"tracker '{text[:60]}': wanted HOST:PORT")
     return host.strip("[]"), int(port)
 

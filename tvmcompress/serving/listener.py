@@ -111,7 +111,7 @@ class Listener:
                 self.begin(connection, options, said, address)
             else:
                 await self.send(connection, struct.pack("<i", wire.MISMATCH))
-        except (OSError, ValueError, TimeoutError, wire.BoardError, EOFError):
+        except (OSError, ValueError, TimeoutError, wire.BoardError, EOFError, RecursionError):
             pass
         finally:
             connection.close()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import struct
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +24,13 @@ async def register(listener: Listener, tracker: tuple[str, int]) -> None:
     failures = 0
     while True:
         begun = time.monotonic()
-        with contextlib.suppress(OSError, ValueError, TimeoutError, EOFError, wire.BoardError):
+        try:
             await stay(listener, tracker)
+        except (OSError, ValueError, TypeError, TimeoutError, EOFError, wire.BoardError, RecursionError) as error:
+            if failures == 0:
+                said = getattr(error, "strerror", None) or str(error) or "it does not answer"
+                where = f"{tracker[0]}:{tracker[1]}"
+                print(f"tracker {where}: {said}; it is tried again, and boards serve without it", file=sys.stderr)
         failures = 0 if time.monotonic() - begun > STEP_S else failures + 1
         await asyncio.sleep(BACK_OFF_S[min(failures, len(BACK_OFF_S) - 1)])
 

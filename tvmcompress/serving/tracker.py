@@ -56,7 +56,7 @@ class Tracker:
                     await writer.drain()
         except (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, TimeoutError):
             pass
-        except wire.BoardError:
+        except (wire.BoardError, RecursionError):
             pass
         finally:
             self.forget(writer)

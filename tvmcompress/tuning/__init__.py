@@ -42,6 +42,7 @@ from tvmcompress.tuning_log import TuningLog
 from tvmcompress.tunnels import Route
 
 TRIALS = 1000
+FINALS_S, FINALS = 15.0, 0.1  # of a budget, at most so much or such a share, for the comparison at the end
 FOLDER = "tvmcompress-tune-"  # and the process that it belongs to
 
 Events = Callable[[str, Mapping[str, Any]], None]
@@ -60,7 +61,7 @@ def tune(
     only: str = "*",
     start_from: str | None = None,
     events: Events | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> TuningLog:
     """Tune the kernels of `model` for `target`, on this machine or on boards that can run it.
 
@@ -68,6 +69,7 @@ def tune(
     all that have it. route: the way to them. trials: in all, with those of earlier runs on this model. budget_s:
     seconds, likewise. until: stop when no kernel promises this share of the model's time any more. only: a pattern for
     the kernels' names. start_from: another target, whose best decisions in the log are tried first (see `transfer`).
+    seed: of what is tried at random; None for another each time, as for runs that tune into one log at once.
     events: called with a name and facts, `start`, `trial`, `progress`, `first_error`, `confirmed` and `done`; and of
     boards `board` (what became of one), `paused` and `resumed`.
 
@@ -100,7 +102,8 @@ def tune(
         names = [task.workload for task in found]
         transfer = Transfer.between(start_from, place, log, names) if start_from else None
         account = Account(log, job, bench)
-        deadline = account.begun + (budget_s - account.before if budget_s is not None else float("inf"))
+        budget = float("inf") if budget_s is None else budget_s - min(FINALS_S, FINALS * budget_s)
+        deadline = account.begun + budget - account.before
         whole = Whole(model, module, found, workshop, bench)
         search = Search(
             found, place, workshop, bench, log, account.and_tell(tell), trials, deadline, until, seed, whole
@@ -113,8 +116,11 @@ def tune(
                        "log": log.name})  # fmt: skip
         try:
             search.run()
-            finals.confirm()
-            model_ms = whole.end(log.decisions(place.target, place.versions, place.board)) if search.fresh else None
+            ended = search.why_over()
+            model_ms = None
+            if not finals.known():
+                finals.confirm()
+                model_ms = whole.end(log.decisions(place.target, place.versions, place.board))
             if model_ms and model_ms["tuned"] >= model_ms["untuned"]:
                 finals.withdraw()
                 model_ms["tuned"] = model_ms["untuned"]
@@ -122,7 +128,7 @@ def tune(
             account.settle()
         more = {"transfer": transfer.harvest(search.kernels)} if transfer else {}
         tell("done", {"trials": search.count, "new": search.fresh, "failures": dict(search.failures),
-                      "cancelled": search.cancelled, "seconds": search.seconds(), "model_ms": model_ms,
+                      "cancelled": search.cancelled, "ended": ended, "seconds": search.seconds(), "model_ms": model_ms,
                       **more})  # fmt: skip
     except BaseException:
         if own:

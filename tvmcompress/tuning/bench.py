@@ -6,6 +6,7 @@ them in turns by the clock of the machine that runs them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from tvm import relax
 
 from tvmcompress import conditions, threads
 from tvmcompress.timing.session import SAMPLE_S, SAMPLES, Form, Work, WrongResult, compare, np_dtype, turns
-from tvmcompress.tuning import children
+from tvmcompress.tuning import children, quiet
 from tvmcompress.tuning.children import Outcome
 from tvmcompress.tuning.tasks import Task
 from tvmcompress.tuning.workshop import Built
@@ -71,7 +72,7 @@ class Bench(Protocol):
 class Here:
     """This machine."""
 
-    paused_s = 0.0
+    paused_s = 0.0  # while another run of the tuner built or timed
 
     @property
     def at_once(self) -> int:
@@ -86,7 +87,10 @@ class Here:
 
     def alone(self, work: Callable[[], Any], seconds: float) -> Outcome:
         """What came of a measurement in a child."""
-        (outcome,) = children.run([work], 1, seconds)
+        waiting = time.monotonic()
+        with quiet.timing():
+            self.paused_s += time.monotonic() - waiting
+            (outcome,) = children.run([work], 1, seconds)
         return replace(verdict(outcome), conditions=conditions.conditions())
 
     def close(self) -> None:

@@ -69,6 +69,9 @@ class Board:
                 continue
             except KeyboardInterrupt:  # the crew is closing
                 break
+            except Exception as error:  # an answer that no board of ours gives: who waits for it must hear of it
+                self.leave("unfit", Unfit(f"device {self.address.text}: cannot be used: {error!r}"[:200]))
+                return
             order = self.crew.take(RENEW_S)
             if order is None:
                 continue

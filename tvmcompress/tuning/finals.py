@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tvmcompress.kernels.choices import Decisions
+from tvmcompress.trials import GAIN, Trial, digest
 from tvmcompress.tuning.bench import Job
-from tvmcompress.tuning.kernel import GAIN, Kernel
+from tvmcompress.tuning.kernel import Kernel
 from tvmcompress.tuning.workshop import BUILD_S, Built
 
 if TYPE_CHECKING:
@@ -25,6 +26,23 @@ class Finals:
 
     def __init__(self, search: Search) -> None:
         self.search = search
+
+    def known(self) -> bool:
+        """Whether all was decided by an earlier run, and nothing was measured since: that is told once more."""
+        search, place = self.search, self.search.place
+        if search.fresh:
+            return False
+        confirmed, found = search.log.confirmed(), list[tuple[Kernel, Trial]]()
+        for kernel in search.kernels:
+            if kernel.untuned is not None and np.isfinite(kernel.start):
+                kept, _ = confirmed.get((place.target, kernel.task.workload, place.board, place.versions), ("", ""))
+                trial = next((trial for trial in kernel.trials if trial.digest == kept), None)
+                if trial is None:
+                    return False
+                found.append((kernel, trial))
+        for kernel, trial in found:
+            self.told(kernel, dict(trial.decisions), kernel.start, kernel.times()[trial.digest])
+        return True
 
     def confirm(self) -> None:
         """The finalists of each kernel in turn with its untuned form; what wins clearly is kept, else the untuned."""
@@ -132,6 +150,10 @@ class Finals:
 
     def keep(self, kernel: Kernel, decisions: Decisions, before: float, after: float) -> None:
         self.search.log.confirm(self.search.trial(kernel, decisions))
+        self.told(kernel, decisions, before, after)
+
+    def told(self, kernel: Kernel, decisions: Decisions, before: float, after: float) -> None:
+        kernel.kept = digest(decisions)
         row = {"workload": kernel.task.workload, "calls": kernel.task.calls, "untuned_ms": before, "ms": after}
         more = {"decisions": decisions, "trials": len(kernel.trials), "ended": kernel.ended}
         self.search.tell("confirmed", row | more)

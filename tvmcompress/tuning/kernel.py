@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from statistics import median
 
 import numpy as np
 
 from tvmcompress.kernels.choices import Decisions
-from tvmcompress.trials import Trial, digest
+from tvmcompress.trials import Trial, comparable, digest, untuned_ms
 from tvmcompress.tuning.candidates import Space
 from tvmcompress.tuning.generic_space import TraceSpace
 from tvmcompress.tuning.tasks import Task
@@ -16,8 +15,6 @@ from tvmcompress.tuning.workshop import Built, Workshop
 
 BATCH = 8  # trials
 FINALISTS = 3
-GAIN = 0.01  # of a kernel's time: less is noise
-BESIDE = "untuned_ms"  # in a trial's conditions: what the untuned form took just before
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,7 @@ class Kernel:
     credit: float = 0.0  # with 1 it takes part in a round
     gained: float = 1.0  # share of its time that the last batches gained
     ended: str = ""
+    kept: str = ""  # the digest of what the log says to take
 
     @property
     def known(self) -> set[str]:
@@ -67,16 +65,11 @@ class Kernel:
     @property
     def start(self) -> float:
         """ms of one call, untuned: the median of all times that it was measured."""
-        first = self.first
-        alone = next((trial.ms for trial in self.trials if trial.digest == first), float("inf"))
-        return median({alone, *(t.conditions[BESIDE] for t in self.trials if BESIDE in t.conditions)})
+        return untuned_ms(self.trials, self.first)
 
     def times(self) -> dict[str, float]:
-        """ms of one call of each trial, by its digest, as if the untuned form had then taken its usual time: a machine
-        that others share is now quick and now slow, for longer than a batch takes."""
-        start = self.start
-        found = {t.digest: t.ms * start / t.conditions[BESIDE] if BESIDE in t.conditions else t.ms for t in self.trials}
-        return found | {self.first: start} if self.first in found else found
+        """ms of one call of each trial, by its digest, as `comparable` has it."""
+        return comparable(self.trials, self.first)
 
     def good(self) -> list[Trial]:
         """What was right, the fastest first."""

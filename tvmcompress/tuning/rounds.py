@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tvmcompress.kernels.choices import Decisions
-from tvmcompress.trials import digest
-from tvmcompress.tuning.kernel import BESIDE, Kernel
+from tvmcompress.trials import BESIDE, digest
+from tvmcompress.tuning.kernel import Kernel
 from tvmcompress.tuning.workshop import Form
 
 if TYPE_CHECKING:

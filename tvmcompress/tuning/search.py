@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from tvmcompress.kernels.choices import Decisions
-from tvmcompress.trials import PASSING, Trial, digest
+from tvmcompress.trials import BESIDE, GAIN, PASSING, Trial, by_place, digest
 from tvmcompress.tuning.bench import Bench, Job
 from tvmcompress.tuning.children import Outcome
 from tvmcompress.tuning.cost_model import CostModel
-from tvmcompress.tuning.kernel import BATCH, BESIDE, GAIN, Kernel, Place, space_of
+from tvmcompress.tuning.kernel import BATCH, Kernel, Place, space_of
 from tvmcompress.tuning.rounds import Rounds
 from tvmcompress.tuning.tasks import Task
 from tvmcompress.tuning.whole import Whole
@@ -43,17 +43,19 @@ class Search:
 
     def __init__(
         self, tasks: list[Task], place: Place, workshop: Workshop, bench: Bench, log: TuningLog, tell: Tell,
-        limit: int, deadline: float, until: float, seed: int = 0, whole: Whole | None = None,
+        limit: int, deadline: float, until: float, seed: int | None = None, whole: Whole | None = None,
     ) -> None:  # fmt: skip
         self.whole = whole
         self.place, self.workshop, self.bench, self.log, self.tell = place, workshop, bench, log, tell
         self.limit, self.deadline, self.until = limit, deadline, until
         self.rng, self.model = np.random.default_rng(seed), CostModel()
         self.kernels = [Kernel(task, space_of(task, workshop)) for task in tasks]
+        self.seen, found_all = log.since(0, place.target, place.board, place.versions)
+        known = by_place(found_all)
         self.failures: Counter[str] = Counter()
         self.first_error = ""
         for kernel in self.kernels:
-            found = log.trials(place.target, kernel.task.workload, place.board, place.versions)
+            found = known.get((place.target, kernel.task.workload, place.board, place.versions), [])
             kernel.trials = [trial for trial in found if trial.status not in PASSING]
             kernel.seeds = [dict(trial.decisions) for trial in found if trial.status in PASSING]
         self.fresh = self.cancelled = 0
@@ -66,6 +68,15 @@ class Search:
     @property
     def over(self) -> bool:
         return self.count >= self.limit or self.late
+
+    def why_over(self) -> str:
+        """What ended it."""
+        if self.late:
+            return "the budget is used up"
+        if self.over:
+            return "all trials are made"
+        ended = {kernel.ended for kernel in self.kernels}
+        return ended.pop() if len(ended) == 1 and "" not in ended else "no kernel promises more"
 
     @property
     def late(self) -> bool:
@@ -181,6 +192,13 @@ class Search:
         return [pool[i] for i in picked]
 
     def learn(self) -> None:
+        """Of all trials, also those that others have written down meanwhile."""
+        place = self.place
+        self.seen, new = self.log.since(self.seen, place.target, place.board, place.versions)
+        by = {kernel.task.workload: kernel for kernel in self.kernels}
+        for trial in new:
+            if trial.status not in PASSING and (kernel := by.get(trial.workload)) and trial.digest not in kernel.known:
+                kernel.trials.append(trial)
         rows, speeds = [], []
         for kernel in self.kernels:
             times, best = kernel.times(), kernel.best
@@ -232,9 +250,8 @@ class Search:
         conditions: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         trial = self.trial(kernel, decisions, status, tuple(times), error, dict(conditions or {}))
-        self.log.add(trial)
+        self.fresh += self.log.add(trial)
         kernel.trials.append(trial)
-        self.fresh += 1
         if status != "ok":
             self.failures[status] += 1
             if not self.first_error:

@@ -70,8 +70,8 @@ class Transfer:
 
     def harvest(self, kernels: Iterable[Kernel]) -> dict[str, Any]:
         """What came of it in this run: `seeds` that were measured, `kernels` in which one of them is as fast as the
-        best found and the untuned form is not, and `saved`: the trials that the other target took until it had found
-        those, less all seeds measured.
+        best found and the untuned form was not kept, and `saved`: the trials that the other target took until it had
+        found those, less all seeds measured.
 
         Negative where seeds cost more than they saved. Trials that are not in the log, as those behind an export of the
         best alone, are not counted: then it is too low.
@@ -86,7 +86,7 @@ class Transfer:
                     after[own] = min(seed.after, after.get(own, seed.after))
             measured += len(after)
             good = [n for own, n in after.items() if times[own] <= (1 + ALIKE) * kernel.best]
-            if good and kernel.best < (1 - ALIKE) * kernel.start:
+            if good and kernel.kept != kernel.first and kernel.best < (1 - ALIKE) * kernel.start:
                 helped += 1
                 took += min(good)
         return {"from": self.source, "seeds": measured, "kernels": helped, "saved": took - measured}
@@ -101,7 +101,8 @@ def seeds_of(log: TuningLog, target: str, workload: str, versions: str, shipped:
     if not boards:
         return []
     board, history = max(boards.items(), key=lambda item: len(item[1]))
-    good = sorted((trial for trial in history if trial.status == "ok"), key=lambda trial: trial.ms)
+    times = trials.comparable(history, trials.untuned(history))
+    good = sorted((trial for trial in history if trial.status == "ok"), key=lambda trial: times[trial.digest])
     confirmed = log.decisions(target, versions, board).get(workload)
     good.sort(key=lambda trial: trial.decisions != confirmed)
     order = list(dict.fromkeys(trial.digest for trial in history))

@@ -20,10 +20,9 @@ import tvm
 from tvmcompress import golden
 from tvmcompress.model import Model
 from tvmcompress.timing.session import SAMPLE_S, SAMPLES, np_dtype
-from tvmcompress.trials import EMULATED
+from tvmcompress.trials import EMULATED, GAIN
 from tvmcompress.tuning.bench import Bench, Here, Job
 from tvmcompress.tuning.children import Outcome
-from tvmcompress.tuning.kernel import GAIN
 from tvmcompress.tuning.tasks import Task
 from tvmcompress.tuning.watching import watched
 from tvmcompress.tuning.workshop import Built, Form, Workshop

@@ -1,6 +1,6 @@
 """Building candidates, and what they must give: each in a child of its own.
 
-Nothing is built while a kernel is timed here: builds are done in batches, and then `bench` times them.
+Nothing is built while a kernel is timed here: builds are done in batches, and then `bench` times them (`quiet`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tvmcompress.lower.pipeline import Lowered, lower_graph, lower_kernels
 from tvmcompress.lower.shared import Shared
 from tvmcompress.target import Target
 from tvmcompress.trials import digest
-from tvmcompress.tuning import children
+from tvmcompress.tuning import children, quiet
 from tvmcompress.tuning.tasks import Task
 
 BUILD_S = 60.0
@@ -86,7 +86,8 @@ class Workshop:
     def run(self, work: Sequence[Callable[[], Any]], seconds: float) -> list[children.Outcome]:
         begun = time.monotonic()
         try:
-            return children.run(work, self.cores, seconds)
+            with quiet.building():
+                return children.run(work, self.cores, seconds)
         finally:
             self.busy_s += time.monotonic() - begun
 
