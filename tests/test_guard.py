@@ -164,7 +164,7 @@ def slower(seed: int, folder: Path, keep: str) -> float:
     begin = begun(simplified(mod), target, tables=tuned(target, None))
     finish = partial(linked, target, linking.linker(target), folder)
     made, dense = begin(Keep(keep)), finish(begin(Keep("never")))
-    kept = guarded(made, begin, finish, [x]) if keep == "faster" else finish(made)
+    kept = guarded(made, begin, finish, [x], Keep()) if keep == "faster" else finish(made)
     return float(np.median([twins.ratio(kept, dense, [x]) for _ in range(TRIES)]))
 
 

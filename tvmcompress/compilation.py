@@ -23,7 +23,7 @@ from tvmcompress.errors import UsageError, did_you_mean
 from tvmcompress.ir import graph
 from tvmcompress.ir.macs import macs
 from tvmcompress.kernels.choices import versions
-from tvmcompress.lower import host
+from tvmcompress.lower import dense_zeros, host
 from tvmcompress.lower.builds import Build, begun, linked
 from tvmcompress.lower.guard import guarded
 from tvmcompress.lower.host import runs_here
@@ -82,10 +82,11 @@ def compile(
             tell(2 * i + 1, steps, f"generating kernels{which}")
             tables = tuned(one, log) if decisions is None else decisions
             begin = begun(module, one, between, bool(target.builds), tables)
-            made, finish = begin(Keep(keep), between), partial(linked, one, link, Path(folder, str(i)))
+            wish = Keep(keep, storage=storage)
+            made, finish = begin(wish, between), partial(linked, one, link, Path(folder, str(i)))
             tell(2 * i + 2, steps, f"linking{which}")
             guard = keep == "faster" and not target.builds and runs_here(one)
-            builds.append(guarded(made, begin, finish, examples(model)) if guard else finish(made))
+            builds.append(guarded(made, begin, finish, examples(model), wish) if guard else finish(made))
         tell(steps - 2, steps, "computing golden outputs")
         inputs, outputs = golden_tensors(model, module, builds)
         tell(steps - 1, steps, "writing the package")
@@ -165,6 +166,7 @@ def manifest(model: Model, module: tvm.IRModule, target: Target, lowered: Lowere
     """What `tvmcompress.manifest` requires of a compiler."""
     total = sum(row.macs for row in macs(module))
     integer = sum(row["macs"] for row in lowered.layers if row["integer"])
+    layers = dense_zeros.told(lowered.layers, module, target)
     return {
         "name": Path(model.source.name).stem,
         "target": target.describe(),
@@ -178,7 +180,7 @@ def manifest(model: Model, module: tvm.IRModule, target: Target, lowered: Lowere
         "source": vars(model.source),
         "applied": list(model.applied),
         "notes": list(model.notes),
-        "layers": lowered.layers,
+        "layers": layers,
         "kernels": lowered.kernels,
         "macs": {"total": total, "integer": integer},
         "fallbacks": [{"program": name, "reason": why} for name, why in sorted(lowered.fallbacks.items())],

@@ -13,7 +13,7 @@ import tvm
 from tvmcompress.errors import SampleError
 from tvmcompress.lower import host
 from tvmcompress.model import Model
-from tvmcompress.passes import Calibration, Pass
+from tvmcompress.passes import Calibration, Factorize, Pass
 from tvmcompress.passes.support.calibration import Executor, Progress
 from tvmcompress.recipe import Recipe
 from tvmcompress.samples import Samples
@@ -54,7 +54,7 @@ def compress(
         if samples is None and not (cache is not None and Path(cache).exists()):
             raise SampleError(
                 f"recipe '{recipe.name}' needs samples for {needing.key}: give some typical inputs "
-                f"(--samples calib.npz, samples=images), or take one that needs none (int8-dynamic, int8-weights)"
+                f"(--samples calib.npz, samples=images), or {without_samples(needing)}"
             )
         calibration = calibration_of(model, samples, progress, cache)
     for step in recipe.passes:
@@ -63,6 +63,15 @@ def compress(
         if between is not None:
             between(step, model)
     return model
+
+
+def without_samples(needing: Pass) -> str:
+    """What can be done where there are none."""
+    if hasattr(needing, "repair"):
+        return 'in a recipe of your own say repair = "none"'
+    if isinstance(needing, Factorize):
+        return "keep energy instead of an error"
+    return "take one that needs none (int8-dynamic, int8-weights)"
 
 
 def calibration_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from tvmcompress.errors import RecipeError, did_you_mean
 from tvmcompress.passes import PASSES, Pass
 
+HEADER = r"""^\s*\[\[?\s*["']?(\w+)["']?\s*\]"""
 SHIPPED = Path(__file__).parent / "recipes"
 Names = list[str]  # inside Recipe `list` is a method
 
@@ -27,7 +29,8 @@ class Recipe:
         method = "percentile"
         skip = ["conv1", "head_*"]
 
-    A pass that runs several times in a row is an array of tables (`[[quantize_weights]]`).
+    A pass that runs several times is each time a table of an array (`[[quantize_weights]]`); passes run in the order of
+    the text.
     """
 
     name: str
@@ -69,7 +72,7 @@ class Recipe:
         description = tables.pop("description", "")
         if not isinstance(description, str):
             raise RecipeError(f"description must be a text, got {description!r}")
-        passes = tuple(step for key, value in tables.items() for step in passes_of(key, value))
+        passes = tuple(in_order(text, {key: passes_of(key, value) for key, value in tables.items()}))
         if not passes:
             raise RecipeError(f"the recipe has no passes; there are {', '.join(PASSES)}")
         return cls(name, passes, description)
@@ -88,6 +91,17 @@ class Recipe:
             options = [f"{f.name} = {toml(getattr(step, f.name))}" for f in dataclasses.fields(step)]
             lines += ["", table, *options]
         return "\n".join(lines).lstrip() + "\n"
+
+
+def in_order(text: str, found: dict[str, list[Pass]]) -> list[Pass]:
+    """Passes as they stand in the text: of tables that come again TOML's own order is that of the first."""
+    headers = [key for key in re.findall(HEADER, text, re.MULTILINE) if key in found]
+    for key, steps in found.items():
+        if headers.count(key) not in (0, len(steps)):
+            raise RecipeError(f"the order of '{key}' is not clear: write each time it comes as [[{key}]]")
+    inline = [step for key, steps in found.items() if key not in headers for step in steps]
+    left = {key: iter(steps) for key, steps in found.items()}
+    return inline + [next(left[key]) for key in headers]
 
 
 def passes_of(key: str, value: Any) -> list[Pass]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from tvmcompress.package import Package
 
 COLUMNS = ("layer", "format", "density", "time", "bytes", "kept")
 NUMBERS = ("density", "time", "bytes")
@@ -35,6 +38,11 @@ def notes(layers: Sequence[dict[str, Any]]) -> list[str]:
     if any(row["kept"] for row in zeros):
         return [*told, f"Timed: the whole program takes {ratio:.2f} of the time that it takes with dense kernels."]
     return [*told, f"Timed: with sparse kernels the whole program takes {ratio:.2f} of its time, so it stays dense."]
+
+
+def of_builds(builds: Sequence[Package]) -> list[RenderableType]:
+    """The tables of all builds of a package."""
+    return [part for one in builds for part in parts(one.manifest.get("layers", []), f" on {one.target}")]
 
 
 def parts(layers: Sequence[dict[str, Any]], where: str = "", most: int | None = None) -> list[RenderableType]:

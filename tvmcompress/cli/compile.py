@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Group, RenderableType
@@ -10,6 +11,9 @@ from rich.text import Text
 
 from tvmcompress import process
 from tvmcompress.cli import models, options, screen
+
+if TYPE_CHECKING:
+    from tvmcompress.package import Package
 
 
 @click.command(
@@ -72,19 +76,23 @@ def command(
         package = compile(loaded, resolved, log=tuned, keep=keep, storage=storage, progress=progress)
     package.save(output)
     value = {"output": str(output), "sizes": package.sizes, **package.manifest}
-    screen.result(value, lambda: _text(value), json_path)
+    screen.result(value, lambda: _text(value, package.builds, recipe is not None), json_path)
 
 
-def _text(value: dict) -> RenderableType:
+def _text(value: dict, builds: tuple[Package, ...], compressed: bool) -> RenderableType:
     from tvmcompress import zeros_table
+    from tvmcompress.cli import notes
     from tvmcompress.report import bytes_text
 
     sizes, target, source = value["sizes"], value["target"], value["source"]
     parts = ", ".join(f"{part} {bytes_text(sizes[part])}" for part in ("weights", "library", "golden"))
     described = " ".join(str(target[key]) for key in ("name", "triple", "cpu") if target.get(key))
-    if builds := value.get("builds"):
+    if len(builds) > 1:
         described = f"{target['name']}, {len(builds)} builds"
     lines = [f"{value['output']}: {bytes_text(sizes['package'])} for {described} ({parts})"]
     if source["bytes"]:
         lines.append(f"  {sizes['package'] / source['bytes']:.3f} of {source['name']} ({bytes_text(source['bytes'])})")
-    return Group(*map(Text, lines), *zeros_table.parts(value.get("layers", [])))
+    if compressed:
+        lines += notes.lines(value["notes"], most=3)
+    zeros = zeros_table.of_builds(builds) if len(builds) > 1 else zeros_table.parts(value.get("layers", []))
+    return Group(*map(Text, lines), *zeros)

@@ -45,36 +45,12 @@ def command(
     screen.result(value, lambda: _text(value), json_path)
 
 
-# What passes say of a layer that they took, and what is said of one that they left.
-DONE = {
-    "pruned": "is not pruned",
-    "quantized": "stays float",
-    "clustered": "keeps its weights",
-    "factorized": "stays whole",
-}
-
-
 def _text(value: dict) -> str:
+    from tvmcompress.cli import notes
     from tvmcompress.report import bytes_text
 
     size = value["bytes"]
     lines = [f"{value['output']}: {bytes_text(size['output'])}, the model's file has {bytes_text(size['model'])}"]
     lines += [f"  {step}" for step in value["applied"]]
-    for done, left in DONE.items():
-        rows = [row for row in value["notes"] if done in row]
-        kept = [row for row in rows if not row[done]]
-        if rows:
-            lines.append(f"  {len(rows) - len(kept)} of {len(rows)} layers {done}")
-        lines += [f"    {row['layer']} {left}: {row.get('why') or row.get('not_pruned', '')}" for row in kept[:10]]
-        if len(kept) > 10:
-            lines.append(f"    … and {len(kept) - 10} more; --json has them all")
-    lines += [_pruned(row) for row in value["notes"] if "macs_before" in row and "layer" not in row]
+    lines += notes.lines(value["notes"])
     return "\n".join(lines)
-
-
-def _pruned(row: dict) -> str:
-    """What a pass that removes parts of a model left of it."""
-    work = (
-        f"{row['macs'] / row['macs_before']:.1%} of the multiply-accumulates" if row["macs_before"] else "no products"
-    )
-    return f"  {row['pass']} leaves {work} and {row['parameters'] / row['parameters_before']:.1%} of the parameters"

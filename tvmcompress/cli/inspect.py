@@ -116,7 +116,7 @@ def _zeros(value: dict, builds: tuple[Package, ...]) -> list[RenderableType]:
 
     if len(builds) < 2:
         return zeros_table.parts(value.get("layers", []))
-    return [part for one in builds for part in zeros_table.parts(one.manifest.get("layers", []), f" on {one.target}")]
+    return zeros_table.of_builds(builds)
 
 
 def _storage(weights: list[dict]) -> list[tuple[str, str]]:

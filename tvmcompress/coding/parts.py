@@ -44,6 +44,19 @@ def coded(array: np.ndarray, storage: str, pool: Executor) -> tuple[dict, list[b
     return ({"steps": steps, "parts": parts}, pieces) if parts and saved >= max(SAVED, least * array.nbytes) else None
 
 
+def expected(array: np.ndarray, storage: str) -> float:
+    """About the bytes that `coded`, and with it a package, makes of an array: from a sample, in a hundredth of the
+    time."""
+    _, least = STORAGE[storage]
+    if storage == "plain" or array.nbytes < SAVED or array.dtype.itemsize not in WIDTHS:
+        return array.nbytes
+    values = np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
+    steps, share = choice.ranked(values, array.dtype.kind in "iu")[0]
+    saved = (1 - share) * array.nbytes
+    pays = saved >= max(SAVED, least * array.nbytes) and not (storage == "auto" and steps == ("shuffle",))
+    return array.nbytes - saved if pays else array.nbytes
+
+
 def divided(values: np.ndarray, integers: bool, storage: str, least: float) -> tuple[list[str], list[np.ndarray]]:
     """The steps to take and the streams that they make; no stream where nothing pays.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 import numpy as np
 import tvm
@@ -28,6 +28,26 @@ def sparsities(mod: tvm.IRModule) -> dict[str, tuple[int, Sparsity]]:
             alive = stored(call.args[place], known)
             if alive is not None and alive.size:
                 found[binding.var.name] = alive.size, of_layer(call, place, alive)
+                break
+    return found
+
+
+def densities(mod: tvm.IRModule, known_already: Container[str] = ()) -> dict[str, tuple[float, int, relax.Call, int]]:
+    """From the name of each layer whose weight is stored in the program, but for those known already, to the share of
+    the weight that is not zero, its elements, the call, and the operand that the weight is. Of layers that share a
+    weight, as the steps of a recurrent one, the first.
+    """
+    known, seen = graph.definitions(mod), set[relax.Expr]()
+    found: dict[str, tuple[float, int, relax.Call, int]] = {}
+    for binding in graph.bindings(mod):
+        call = binding.value
+        if graph.op_name(call) not in LAYERS or binding.var.name in known_already:
+            continue
+        for place in (1, 0) if graph.op_name(call) == "relax.matmul" else (1,):
+            alive = None if call.args[place] in seen else stored(call.args[place], known)
+            if alive is not None and alive.size:
+                seen.add(call.args[place])
+                found[binding.var.name] = float(np.count_nonzero(alive)) / alive.size, alive.size, call, place
                 break
     return found
 

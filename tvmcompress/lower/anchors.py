@@ -114,11 +114,12 @@ class Anchors:
 
     def sparse(self, rw, var, x, weight, conv: Conv2d, kinds, fill: int, shape, kind: str, planes: Expr | None = None):
         """A sparse kernel's call with a result of `shape`, or None. `planes`: x as such."""
-        value = sparse.stored(rw, weight)
-        if value is None:
+        found = sparse.stored(rw, weight)
+        if found is None:
             return None
+        value, arrays = found
         value = value.T[:, :, None, None] if kind == "matmul" else value
-        kernel = self.layers.decide(var.name, value, conv, kinds)
+        kernel = self.layers.decide(var.name, value, conv, kinds, arrays=arrays)
         if kernel is None:
             return None
         self.note(var, kind, conv.macs, kinds, None)
@@ -242,7 +243,11 @@ class Anchors:
         image = self.whole_steps(rw, image, conv_kernel.instruction(conv, self.isa, *kinds)[0])
         c = graph.shape(image)[-1]
         conv, planes = replace(conv, c=c, zeros=c - conv.c), self.layers.views.planes.get(x)
-        return self.sparse(rw, var, image, y, conv, kinds, 0, graph.shape(var), "matmul", planes)
+        if sum(size != 1 for size in graph.shape(x)[:-2]) <= 1:
+            return self.sparse(rw, var, image, y, conv, kinds, 0, graph.shape(var), "matmul", planes)
+        # Kernels know of one axis of images.
+        call = self.sparse(rw, var, image, y, conv, kinds, 0, (conv.n, 1, conv.w, conv.oc), "matmul", planes)
+        return None if call is None else relax.op.reshape(rw.emit(call), graph.shape(var))
 
     def layer_norm(self, rw, var, expr):
         x, gain, shift = expr.args

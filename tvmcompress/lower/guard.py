@@ -16,9 +16,10 @@ FEW_MACS = 1 << 26  # of all layers in question: what no estimate counts, starti
 
 
 def guarded(
-    made: Begun, begin: Callable[[Keep], Begun], finish: Callable[[Begun], Build], inputs: list[np.ndarray]
+    made: Begun, begin: Callable[[Keep], Begun], finish: Callable[[Begun], Build], inputs: list[np.ndarray], keep: Keep
 ) -> Build:
-    """`made`, or where that is faster here a build with fewer sparse kernels: those that promise most, or none.
+    """`made`, which is what `keep` says, or where that is faster here a build with fewer sparse kernels: those that
+    promise most, or none.
 
     Nothing is timed where together they promise much of much work. What is timed is noted in the rows of the layers.
     """
@@ -30,13 +31,13 @@ def guarded(
         return finish(made)
     with ThreadPoolExecutor(1) as beside:
         building = beside.submit(finish, made)
-        twin = finish(begin(Keep("never")))
+        twin = finish(begin(replace(keep, policy="never")))
         first = building.result()
     if (whole := twins.ratio(first, twin, inputs)) < twins.WON:
         return noted(first, sparse, whole)
     doubtful = frozenset(name for name, row in sparse.items() if row["estimate"] > twins.SURE)
     if doubtful and len(doubtful) < len(sparse):
-        fewer = finish(begin(Keep("faster", doubtful)))
+        fewer = finish(begin(replace(keep, dense=doubtful)))
         if (second := twins.ratio(fewer, twin, inputs)) < twins.WON:
             return noted(fewer, sparse, second)
     return noted(dense(twin, first), sparse, whole)

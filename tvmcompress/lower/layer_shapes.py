@@ -26,9 +26,9 @@ def convolution(definition: Definition, expr: Expr) -> tuple[Expr, Conv2d, int] 
 
 
 def row_of_pixels(shape: tuple[int, ...], weight: tuple[int, ...]) -> Conv2d | None:
-    """The product x (…, m, k) times (k, n) as a convolution, where all images but one are empty axes."""
+    """The product x (…, m, k) times (k, n) as a convolution; None where there is another matrix for each product."""
     *lead, m, k = shape
-    if sum(size != 1 for size in lead) > 1 or len(weight) != 2:
+    if len(weight) != 2:
         return None
     return Conv2d(math.prod(lead), 1, m, k, weight[1], (1, 1), (1, 1), (0, 0, 0, 0), (1, 1))
 

@@ -12,10 +12,12 @@ Which, and whether at all, is a matter of estimated cycles (`Keep.policy` "faste
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tvmcompress.coding import parts
 from tvmcompress.ir import constants, graph, ops
 from tvmcompress.ir.graph import Expr, Rewriter
 from tvmcompress.isa import Isa
@@ -32,29 +34,36 @@ MOVES = ("relax.reshape", "relax.permute_dims", "relax.strided_slice")
 FEW_ZEROS = 0.95  # the share of weights, or of blocks: with more than that there is nothing to leave out
 EFFICIENCY = {"float32": 0.85, "int32": 0.7}  # of the peak, that dense kernels reach
 STREAM = 10  # bytes in a cycle that all cores together read from memory
+SMALLER = 0.9  # times the bytes: what a coder makes of more is not known as well
 FEW_PIXELS = 2  # with which a layer takes as long as its weights take to arrive
 WINOGRAD = 0.6  # of the time of the other dense kernel
 
 
 @dataclass(frozen=True)
 class Keep:
-    """Which layers with zeros get sparse kernels."""
+    """Which layers with zeros get sparse kernels. `storage`: of the package, as `compile` takes it."""
 
     policy: str = "faster"
     dense: frozenset[str] = frozenset()
+    storage: str = "auto"
 
 
 KEEP = Keep()
 
 
-def stored(rw: Rewriter, weight: Expr) -> np.ndarray | None:
-    """The values of weights that are constants, or that share few values, which a package stores as such; else None."""
+def stored(rw: Rewriter, weight: Expr) -> tuple[np.ndarray, list[np.ndarray]] | None:
+    """The values of weights that are constants, or that share few values, and what a package stores for them if they
+    stay dense; else None."""
+    if graph.is_const(weight):
+        value = graph.value(weight)
+        return value, [value]
     call = rw.definition(weight)
     while graph.op_name(call) in MOVES:
         call = rw.definition(call.args[0])
-    if graph.is_const(weight) or graph.op_name(call) in (ops.LOOK_UP, ops.HASHED):
-        return constants.known(weight, rw.definition)
-    return None
+    if graph.op_name(call) not in (ops.LOOK_UP, ops.HASHED):
+        return None
+    known = constants.known(weight, rw.definition)
+    return None if known is None else (known, [graph.value(a) for a in call.args if graph.is_const(a)])
 
 
 def candidates(
@@ -126,13 +135,14 @@ def dense_cycles(conv: Conv2d, isa: Isa, how: Product, choices: Choices) -> floa
 
 def kept(
     weight: np.ndarray, conv: Conv2d, isa: Isa, kinds: tuple[str, str], keep: Keep, name: str, choices: Choices,
-    planes: bool = False,
+    planes: bool = False, dense_arrays: Sequence[np.ndarray] = (),
 ) -> tuple[Sparse | None, dict]:  # fmt: skip
-    """The kernel for a layer, None for the dense one; and a row for the report, empty where there are no zeros."""
+    """The kernel for a layer, None for the dense one; and a row for the report, empty where there are no zeros.
+    `dense_arrays`: what is stored for the weights where they stay dense, if not they themselves."""
     density = float(np.count_nonzero(weight)) / max(weight.size, 1)
     if density > FEW_ZEROS:
         return None, {}
-    bytes_ = int(weight.nbytes)
+    bytes_ = round(sum(parts.expected(array, keep.storage) for array in dense_arrays or (weight,)))
     row = {"density": density, "format": "dense", "kept": False, "dense_bytes": bytes_, "bytes": bytes_}
     how = product(conv, isa, *kinds) if conv.groups == 1 else None
     if how is None:
@@ -140,8 +150,12 @@ def kept(
     if keep.policy == "never":
         return None, row | {"why": "dense was asked for"}
     found = candidates(weight, conv, isa, how, choices, planes)
+    # Where hardly any block can be left out, the kernel is the dense one with lists.
+    found = [one for one in found if one.density <= FEW_ZEROS]
+    if not found:
+        return None, row | {"why": "its zeros leave no block that a kernel could leave out"}
     if keep.policy == "smaller":
-        found.sort(key=lambda one: one.nbytes(weight, conv))
+        found.sort(key=lambda one: one.nbytes(weight, conv, keep.storage))
     text = choices(f"zeros {density:.2f} {key(conv, how.data)}")("format", [one.text for one in found])
     best, dense = next(one for one in found if one.text == text), dense_cycles(conv, isa, how, choices)
     row |= {"estimate": best.cycles / dense}
@@ -149,8 +163,8 @@ def kept(
         return None, row | {"why": f"measured: {best.text} are slower"}
     if keep.policy == "faster" and best.cycles >= dense:
         return None, row | {"why": f"{best.text} would take {best.cycles / dense:.2f} times as long"}
-    size = best.nbytes(weight, conv)
-    if keep.policy == "smaller" and size >= bytes_:
+    size = best.nbytes(weight, conv, keep.storage)
+    if keep.policy == "smaller" and size > SMALLER * bytes_:
         return None, row | {"why": f"{best.text} would take {size / bytes_:.2f} times the bytes"}
     return best, row | {"format": best.text, "kept": True, "bytes": size, "blocks": best.density, "why": ""}
 

@@ -15,6 +15,7 @@ import numpy as np
 from tvm import relax, te, tirx
 from tvm.tirx import PrimFunc
 
+from tvmcompress.coding import parts
 from tvmcompress.ir import graph
 from tvmcompress.ir.graph import Expr, Rewriter
 from tvmcompress.isa import Isa
@@ -62,9 +63,9 @@ class Sparse(ABC, Generic[Plan]):
             self.streams.append(self.packed(weight, conv))
         return self.streams[0]
 
-    def nbytes(self, weight: np.ndarray, conv: Conv2d) -> int:
-        """As they are stored in a package."""
-        return sum(array.nbytes for array in self.pack(weight, conv).arrays)
+    def nbytes(self, weight: np.ndarray, conv: Conv2d, storage: str) -> int:
+        """About as many as they are stored in, in a package."""
+        return round(sum(parts.expected(array, storage) for array in self.pack(weight, conv).arrays))
 
     def read(self, weights: int) -> float:
         """Bytes of values and places, about, for so many weights."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -41,11 +41,12 @@ class SparseLayers:
                 self.kept.pop(binding.var.name, None)
 
     def decide(
-        self, name: str, value: np.ndarray, conv: Conv2d, kinds: tuple[str, str], planes: bool = False
-    ) -> sparse_formats.Sparse | None:
+        self, name: str, value: np.ndarray, conv: Conv2d, kinds: tuple[str, str], planes: bool = False,
+        arrays: Sequence[np.ndarray] = (),
+    ) -> sparse_formats.Sparse | None:  # fmt: skip
         """The sparse kernel for a layer with the weights `value` (oc, ic, kh, kw); None for the dense one."""
         if name not in self.kept:
-            self.kept[name] = sparse.kept(value, conv, self.isa, kinds, self.keep, name, self.choices, planes)
+            self.kept[name] = sparse.kept(value, conv, self.isa, kinds, self.keep, name, self.choices, planes, arrays)
         return self.kept[name][0]
 
     def cycles(self, var: Var, source: bool, result: bool) -> float:

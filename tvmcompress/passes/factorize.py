@@ -18,6 +18,7 @@ from tvmcompress.passes.support.low_rank import Cp, Factors, Part, Place, Svd, T
 from tvmcompress.passes.support.moments import output_moments
 from tvmcompress.passes.support.select import notes, recurrent, select
 
+MOSTLY = 0.95  # the density of weights from which zeros are chance
 WORTH = 0.9  # a layer more is a pass more over memory: what saves less than a tenth is left alone
 
 
@@ -98,8 +99,11 @@ class Factorize(Pass):
             return "its result has another layout than its input"
         if layer.kind == "matmul" and len(graph.shape(layer.call.args[layer.weight])) != 2:
             return "its weights are no matrix"
-        if layer.weights().size < self.min_size:
+        weight = layer.weights()
+        if weight.size < self.min_size:
             return f"smaller than min_size = {self.min_size}"
+        if (density := np.count_nonzero(weight) / weight.size) <= MOSTLY:
+            return f"it is pruned, to a density of {density:.3g}: its factors would have no zeros"
         return ""
 
     def measure(self, mod: tvm.IRModule, chosen: list[Layer], samples: Calibration | None) -> Mapping[str, np.ndarray]:

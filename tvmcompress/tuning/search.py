@@ -184,7 +184,7 @@ class Search:
         pool = kernel.space.propose([dict(t.decisions) for t in kernel.good()[:5]], POOL, kernel.known, self.rng)
         scores = self.model.predict([self.features(kernel, one) for one in pool]) if pool else None
         if scores is None:
-            return pool[:count]
+            return [pool[int(i)] for i in self.rng.permutation(len(pool))[:count]]
         order = list(np.argsort(-scores, kind="stable"))
         liked = count - int(self.rng.binomial(count, BLIND))
         picked, rest = order[:liked], order[liked:]

@@ -95,7 +95,7 @@ def converted(owner: str, name: str, kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         items = list(value) if isinstance(value, list | tuple) else None
         inner = typing.get_args(kind)[0]
-        if items is None or not all(isinstance(item, inner) for item in items):
+        if items is None or not all(isinstance(item, inner) and not isinstance(item, bool) for item in items):
             raise RecipeError(f"{owner}: {name} must be a list of {inner.__name__}, got {value!r}")
         return tuple(items)
     allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)

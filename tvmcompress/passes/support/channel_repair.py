@@ -5,7 +5,7 @@ least_squares:   (W_k + W_r A) x_k + W_r (E[x_r] - A E[x_k])     A = C_rk (C_kk 
 
 with k the channels that stay, r those that go, and C the covariance of channels over samples, positions and taps alike.
 For matrix products and 1x1 convolutions the second is the refit of least squares (ThiNet, Luo et al. 2017; He et al.
-2017); for larger kernels each tap takes what the channels of its own pixel tell.
+2017); weights that are zero already stay so. For larger kernels each tap takes what the channels of its own pixel tell.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from tvmcompress.passes.support.channel_weights import by_channels, in_layout
 from tvmcompress.passes.support.layers import Layer
 
 DAMPING = 1e-4  # of each variance
+FEW_ZEROS = 0.95  # density from which zeros are chance
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ def repaired(
 def change(site: Site, alive: np.ndarray, moments: Moments) -> Change:
     layer = site.layer
     parts = by_channels(layer, layer.weights().astype(np.float64))
+    zeros = pruned(parts)
     groups, _, inputs, _ = parts.shape
     assert site.inputs is not None
     kept, mean = alive[site.inputs].reshape(groups, inputs), moments.mean.reshape(groups, inputs)
@@ -78,9 +80,16 @@ def change(site: Site, alive: np.ndarray, moments: Moments) -> Change:
         shift[g] = np.einsum("ort,r->o", parts[g][:, r], mean[g, r] - told @ mean[g, k])
         parts[g][:, k] += np.einsum("ort,rk->okt", parts[g][:, r], told, optimize=True)
         parts[g][:, r] = 0
+    parts[zeros] = 0
     if layer.kind == "conv_transpose":  # a pixel of the output sees one in so many taps
         shift /= np.prod([int(s) for s in layer.call.attrs.strides])
     return Change(in_layout(layer, parts), shift.reshape(along_output(layer)).astype(np.float32))
+
+
+def pruned(weight: np.ndarray) -> np.ndarray:
+    """The zeros that an earlier pass, or training, has put into weights, and that stay; none where there are few."""
+    zeros = weight == 0
+    return zeros if zeros.mean() > 1 - FEW_ZEROS else np.zeros_like(zeros)
 
 
 def regression(moments: Moments, kept: np.ndarray, gone: np.ndarray) -> np.ndarray:

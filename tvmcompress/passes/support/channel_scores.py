@@ -65,13 +65,14 @@ def contribution(flow: Flow, moments: Mapping[Place, Moments]) -> Scores:
 
 
 def squares(flow: Flow) -> list[tuple[Site, np.ndarray]]:
-    """Each layer with its weights squared, by channels; weights that several steps share once."""
+    """Each layer with its weights squared, by channels; once where steps share weights and channels."""
     found: dict[tuple, tuple[Site, np.ndarray]] = {}
     for site in flow.sites:
-        constant = site.layer.call.args[site.layer.weight]
-        if constant not in found:
+        ids = (None if i is None else flow.groups.find(i).tobytes() for i in (site.outputs, site.inputs))
+        place = site.layer.call.args[site.layer.weight], *ids
+        if place not in found:
             weights = by_channels(site.layer, site.layer.weights().astype(np.float64))
-            found[constant] = site, np.square(weights)
+            found[place] = site, np.square(weights)
     return list(found.values())
 
 
