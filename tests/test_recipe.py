@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from tvmcompress.errors import RecipeError
-from tvmcompress.passes import PASSES, FoldBatchNorm, QuantizeStatic, QuantizeWeights
+from tvmcompress.passes import PASSES, ClusterWeights, FoldBatchNorm, PruneMagnitude, QuantizeStatic, QuantizeWeights
 from tvmcompress.passes.support.base import key_of
 from tvmcompress.recipe import SHIPPED, Recipe
 
@@ -52,6 +52,19 @@ def test_a_pass_twice():
     recipe = Recipe.from_toml("[[quantize_weights]]\nskip=['fc*']\n[[quantize_weights]]\nbits=4\ngroup=32\n", "two")
     assert recipe.passes == (QuantizeWeights(skip=("fc*",)), QuantizeWeights(bits=4, group=32))
     assert Recipe.from_toml(recipe.to_toml(), "two") == recipe
+
+
+def test_passes_run_in_the_order_of_the_text():
+    """TOML's own order would put both prunings first."""
+    text = (
+        "[[prune_magnitude]]\ndensity = 0.5\n# [quantize_weights]\n[cluster_weights]\n"
+        '[[ "prune_magnitude" ]]  # again\ndensity = 0.2\n'
+    )
+    recipe = Recipe.from_toml(text, "three")
+    wanted = (PruneMagnitude(density=0.5), ClusterWeights(), PruneMagnitude(density=0.2))
+    assert recipe.passes == wanted and Recipe.from_toml(recipe.to_toml(), "three") == recipe
+    inline = Recipe.from_toml("prune_magnitude = [{density = 0.5}, {density = 0.2}]\n[cluster_weights]\n", "inline")
+    assert inline.passes == (wanted[0], wanted[2], wanted[1])
 
 
 def test_a_file(tmp_path):

@@ -87,6 +87,25 @@ def test_json_on_stdout_is_all_there_is(here, capsys):
         assert json.loads(capsys.readouterr().out)
 
 
+def test_compile_says_what_its_recipe_did(here, capsys, tmp_path):
+    recipe = tmp_path / "nothing.toml"
+    recipe.write_text("[prune_magnitude]\nmin_size = 1000000\n[[cluster_weights]]\n[[cluster_weights]]\n")
+    assert quick(f"compile model.onnx --recipe {recipe} --log none -o {tmp_path}/s.tar") == 0
+    out = capsys.readouterr().out
+    assert "prune_magnitude: 0 of 3 layers pruned" in out and "smaller than min_size" in out
+    # A pass that comes twice is told of twice.
+    assert len(re.findall(r"cluster_weights: \d of 3 layers clustered", out)) == 2
+
+
+def test_compile_tells_of_zeros_in_every_build(here, capsys, tmp_path):
+    recipe = tmp_path / "prune.toml"
+    recipe.write_text("[prune_magnitude]\ndensity = 0.1\nmin_size = 0\n")
+    where = "--target x86-64-v2,x86-64-v3 --log none"
+    assert quick(f"compile model.onnx --recipe {recipe} {where} -o {tmp_path}/s.tar") == 0
+    out = capsys.readouterr().out
+    assert "Layers with zeros on x86-64-v2" in out and "Layers with zeros on x86-64-v3" in out
+
+
 def test_the_report_of_compress_says_what_is_left(here, capsys, tmp_path):
     recipe = tmp_path / "thin.toml"
     recipe.write_text("[prune_channels]\nround_to = 1\n")
@@ -124,6 +143,16 @@ WRONG = [
     ("compile model.onnx --target rpi44 -o o.tar", 2, "did you mean"),
     ("compile model.onnx --target x86-64-v3,rpi4 -o o.tar", 2, "builds are for one architecture"),
     ("compile model.onnx --samples calib.npz -o o.tar", 2, "give a --recipe"),
+    ("compress model.onnx --recipe prune50-int8 -o o.model", 4, 'say repair = "none"'),
+    ("compile model.onnx --log old.db -o old.db", 2, "is the input itself"),
+    ("tune model.onnx --log old.db --json old.db", 2, "is the input itself"),
+    ("tune model.onnx --log old.db --events old.db", 2, "is the input itself"),
+    ("log export --log old.db -o old.db", 2, "is the input itself"),
+    ("log merge nosuch.db --log new.db", 2, "no tuning log 'nosuch.db'"),
+    ("tune model.onnx --json nowhere/x.json", 2, "there is no folder 'nowhere'"),
+    ("compare model.onnx --budget nan", 2, "wanted seconds"),
+    ("device serve --port 99999", 2, "0<=x<=65535"),
+    ("device serve --tracker nowhere", 2, "wanted HOST:PORT"),
     ("compile model.onnx --shape x=1xx3 -o o.tar", 2, "wanted NAME=1x3x224x224"),
     ("compile model.onnx --value x -o o.tar", 2, "wanted NAME=3"),
     ("compile model.onnx -o .", 2, "is a folder"),

@@ -62,6 +62,14 @@ def test_a_matrix_of_rank_one():
     assert row["factorized"] and row["ranks"] == "1" and (row["macs_before"], row["macs_after"]) == (6, 5)
 
 
+def test_pruned_layers_stay_whole():
+    """Their factors would have no zeros, and be slower than what is left."""
+    weight = of_rank(2, 32, 24)
+    weight[RNG.random(weight.shape) < 0.5] = 0
+    outcome = check_unchanged(Factorize(**ALL), program((1, 32), lambda e, x: [e(op.matmul(x, const(weight)), "fc")]))
+    assert outcome.notes[0]["why"].startswith("it is pruned, to a density of 0.")
+
+
 def test_rank_by_energy():
     """Singular values 3, 2, 1: squares 9, 4, 1 of 14."""
     weight = np.diag([3.0, 2.0, 1.0])
@@ -214,7 +222,7 @@ def why(step, mod):
 
 
 def test_what_is_left_alone():
-    full = program((1, 64), lambda e, x: [e(op.matmul(x, const(np.eye(64))), "fc")])
+    full = program((1, 64), lambda e, x: [e(op.matmul(x, const(np.linalg.qr(normal(64, 64))[0])), "fc")])
     assert why(Factorize(), full) == ["rank 64 would not save enough multiply-accumulates"]
     assert why(Factorize(min_size=5000), full) == ["smaller than min_size = 5000"]
     assert why(Factorize(skip=("fc",)), full) == ["skipped by name 'fc'"]
@@ -257,7 +265,7 @@ def test_options():
         Factorize(error=1.5)
     with pytest.raises(RecipeError, match="error is kept by svd alone, got method 'cp'"):
         Factorize(error=0.1, method="cp")
-    mod = program((1, 64), lambda e, x: [e(op.matmul(x, const(np.eye(64))), "fc")])
+    mod = program((1, 64), lambda e, x: [e(op.matmul(x, const(np.linalg.qr(normal(64, 64))[0])), "fc")])
     with pytest.raises(SampleError, match="needs samples"):
         Factorize(error=0.1)(mod)
 

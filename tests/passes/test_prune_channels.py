@@ -381,6 +381,43 @@ def test_least_squares_repairs_what_can_be_told(kind):
     assert np.square(found["bias"] - exact).sum() < np.square(plain - exact).sum()
 
 
+@pytest.mark.parametrize("repair", ["bias", "least_squares"])
+def test_a_repair_fills_no_zeros(repair):
+    first, second = RNG.normal(size=(16, 8, 1, 1)), RNG.normal(size=(12, 16, 3, 3))
+    gone = RNG.random(second.shape) < 0.8
+
+    def body(e, x):
+        y = e(nn.relu(e(nn.conv2d(x, const(first)), "first")))
+        return [e(nn.conv2d(y, const(np.where(gone, 0, second))), "second")]
+
+    xs = [RNG.normal(size=(1, 8, 6, 6)).astype(np.float32) for _ in range(4)]
+    after = halved(repair=repair)(program((1, 8, 6, 6), body), calibration(*xs)).module
+    (left,) = (graph.value(b.value.args[1]) for b in graph.bindings(after) if b.var.name == "second")
+    kept = [c for c in range(16) if any(np.array_equal((left == 0)[:, j], gone[:, c]) for j in range(8))]
+    assert left.shape == (12, 8, 3, 3) and len(kept) == 8
+
+
+def test_layers_that_share_a_constant_have_each_its_own_channels():
+    """A silent channel of the second is known by the weights that make it, which are the first's, too."""
+    shared = RNG.normal(size=(8, 8, 3, 3))
+    shared[:4] = 0
+    shared[:, :4] = 0
+    first, last = RNG.normal(size=(8, 3, 1, 1)), RNG.normal(size=(5, 8, 1, 1))
+    first[:4] = 0
+    weight = const(shared)
+
+    def body(e, x):
+        y = e(nn.relu(e(nn.conv2d(x, const(first)))))
+        for _ in range(2):
+            y = e(nn.relu(e(nn.conv2d(y, weight, padding=1))))
+        return [e(nn.conv2d(y, const(last)))]
+
+    before, x = program((1, 3, 6, 6), body), RNG.normal(size=(1, 3, 6, 6)).astype(np.float32)
+    after = halved()(before).module
+    np.testing.assert_allclose(run(after, x)[0], run(before, x)[0], rtol=1e-4, atol=1e-5)
+    assert sum(layer.macs for layer in macs(after)) < 0.4 * sum(layer.macs for layer in macs(before))
+
+
 def test_steps_that_share_weights_are_not_repaired():
     model = load_proto(networks.recurrent(3, 8, 16))
     xs = [RNG.normal(size=(1, 3, 8)).astype(np.float32) for _ in range(2)]

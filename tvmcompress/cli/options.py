@@ -173,8 +173,12 @@ def check_output(output: Path, *inputs: Path | None) -> None:
     if not os.access(folder, os.W_OK):
         raise UsageError(f"output '{output}': the folder '{folder}' cannot be written to")
     for given in inputs:
-        if given and given.exists() and output.exists() and os.path.samefile(given, output):
+        if given and (given.resolve() == output.resolve() or same_file(given, output)):
             raise UsageError(f"output '{output}' is the input itself; choose another name")
+
+
+def same_file(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and os.path.samefile(one, other)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from tvm import relax
 
 from tvmcompress.errors import RecipeError, SampleError
 from tvmcompress.ir import graph
+from tvmcompress.ir.sparsity import LEAST_SIDE, matrix_of, sparsity
 from tvmcompress.passes.support.base import Outcome, Pass, option
 from tvmcompress.passes.support.calibration import Calibration
 from tvmcompress.passes.support.layers import Layer
@@ -102,8 +103,9 @@ class Factorize(Pass):
         weight = layer.weights()
         if weight.size < self.min_size:
             return f"smaller than min_size = {self.min_size}"
-        if (density := np.count_nonzero(weight) / weight.size) <= MOSTLY:
-            return f"it is pruned, to a density of {density:.3g}: its factors would have no zeros"
+        zeros = sparsity(matrix_of(weight, layer.channel, layer.inner))
+        if zeros.density <= MOSTLY and zeros.pattern != "channels" and min(weight.shape[:2]) >= LEAST_SIDE:
+            return f"it is pruned, to a density of {zeros.density:.3g}: its factors would have no zeros"
         return ""
 
     def measure(self, mod: tvm.IRModule, chosen: list[Layer], samples: Calibration | None) -> Mapping[str, np.ndarray]:
