@@ -225,7 +225,7 @@ def test_orders_that_cannot_be():
         "its weights are 8-bit integers, which only 16 values or fewer make smaller"
     ]
     half = ToBf16()(wide).module
-    assert why(ALL, half) == ["its weights are bfloat16: cluster them before they are made so"]
+    assert why(ALL, half) == ["its weights are bfloat16: give the model in float32, and make it narrow last"]
 
 
 def test_weights_that_are_not_numbers():

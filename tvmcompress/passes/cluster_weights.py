@@ -16,7 +16,7 @@ from tvmcompress.passes.support import clustering
 from tvmcompress.passes.support.base import Outcome, Pass, option
 from tvmcompress.passes.support.calibration import Calibration
 from tvmcompress.passes.support.layers import Layer, layers, skipped
-from tvmcompress.passes.support.select import notes
+from tvmcompress.passes.support.select import WIDE, notes
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ClusterWeights(Pass):
             return "already compressed" if stored else "its weights are not constant"
         size, dtype = weight.array.size, str(weight.array.dtype)
         if dtype not in ("float32", "int8"):
-            return f"its weights are {dtype}: cluster them before they are made so"
+            return f"its weights are {dtype}: {WIDE}"
         if size < self.min_size:
             return f"smaller than min_size = {self.min_size}"
         if dtype == "int8" and (self.sharing == "hashed" or self.clusters > 16):

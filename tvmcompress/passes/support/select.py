@@ -12,6 +12,8 @@ from tvmcompress.ir import graph
 from tvmcompress.ir.ops import HASHED, LOOK_UP
 from tvmcompress.passes.support.layers import Layer, layers, macs, skipped
 
+WIDE = "give the model in float32, and make it narrow last"
+
 
 def select(
     mod: tvm.IRModule, owner: str, skip: Sequence[str], skip_kinds: Sequence[str], why_not: Callable[[Layer], str]
@@ -25,11 +27,21 @@ def select(
             continue
         if any(a in compressed for a in layer.call.args[:2]):
             reasons[layer.name] = "already compressed"
-        elif str(layer.call.ty.dtype) != "float32" or not static(layer):
-            reasons[layer.name] = "not of float32 and fixed shape"
+        elif kinds := narrow(layer):
+            reasons[layer.name] = f"its numbers are {kinds}: {WIDE}"
+        elif str(layer.call.ty.dtype) != "float32":
+            reasons[layer.name] = f"its numbers are {layer.call.ty.dtype}, wanted float32"
+        elif not static(layer):
+            reasons[layer.name] = "its shape is open"
         elif why := why_not(layer):
             reasons[layer.name] = why
     return [layer for layer in everything if layer.name not in reasons], reasons
+
+
+def narrow(layer: Layer) -> str:
+    """The dtype of operands or result that are floats of 16 bits; empty where none are."""
+    kinds = [str(layer.call.ty.dtype), *map(graph.dtype, layer.call.args[:2])]
+    return next((kind for kind in kinds if kind in ("float16", "bfloat16")), "")
 
 
 def recurrent(mod: tvm.IRModule, chosen: Sequence[Layer]) -> list[list[Layer]]:
