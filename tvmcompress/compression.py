@@ -10,16 +10,31 @@ from typing import Any
 import numpy as np
 import tvm
 
-from tvmcompress.errors import SampleError
-from tvmcompress.lower import host
+from tvmcompress.errors import RecipeError, SampleError
+from tvmcompress.isa import isa_of
+from tvmcompress.lower import host, layer_time
 from tvmcompress.model import Model
 from tvmcompress.passes import Calibration, Factorize, Pass
+from tvmcompress.passes.support import clock
 from tvmcompress.passes.support.calibration import Executor, Progress
 from tvmcompress.recipe import Recipe
 from tvmcompress.samples import Samples
 from tvmcompress.spec import TensorSpec
+from tvmcompress.target import Target
 
 Between = Callable[[Pass, Model], None]
+
+
+def clock_of(target: str) -> clock.Clock:
+    """What layers take on a target."""
+    found = Target.load(target)
+    if found.kind != "cpu" or found.builds:
+        raise RecipeError(f"factorize: target {found.name}: wanted one CPU, whose layers' time can be estimated")
+    isa = isa_of(found.to_tvm(), found.l1d, found.l2)
+    return lambda shapes: sum(layer_time.cycles(isa, **vars(shape)) for shape in shapes)
+
+
+clock.provide(clock_of)
 
 
 def host_executor(mod: tvm.IRModule) -> Callable[[Any], list[np.ndarray]]:

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tvm import relax
 
+import tvmcompress.compression  # noqa: F401  provides the time of layers
 from tests.ir_pairs import calibration, check_pair, check_unchanged, const, program, run, snr_db
-from tvmcompress.errors import MissingDependencyError, RecipeError, SampleError
+from tvmcompress.errors import MissingDependencyError, RecipeError, SampleError, TargetError
 from tvmcompress.ir import graph
 from tvmcompress.ir.macs import macs
 from tvmcompress.passes import Factorize, QuantizeStatic
@@ -282,3 +283,44 @@ def test_a_pair_by_hand():
         return [e(nn.conv2d(a, const(np.reshape([2 * flip, 0, 0], (3, 1, 1, 1)))))]
 
     check_pair(Factorize(**ALL), before, program((1, 2, 4, 4), after))
+
+
+# By time on a target.
+
+
+def told(mod, **options):
+    return Factorize(**{"min_size": 0, "round_to": 8, "target": "znver4", **options})(mod).notes[0]
+
+
+def test_a_budget_of_time():
+    weight = normal(384, 1536)
+    mod = program((128, 384), lambda e, x: [e(op.matmul(x, const(weight)), "fc")])
+    for ratio in (0.3, 0.6):
+        row = told(mod, energy=1.0, ratio=ratio)
+        assert 0.8 * ratio < row["time"] <= ratio and row["macs_after"] < ratio * row["macs_before"]
+    assert "would not save enough time on znver4" in told(mod, energy=1.0)["why"]
+
+
+def test_what_saves_products_but_no_time_stays():
+    """Half of the multiply-accumulates, but a second kernel to start, and more to write and read."""
+    weight = of_rank(8, 32, 32)[:, :, None, None]
+    mod = program((1, 32, 14, 14), lambda e, x: [e(nn.conv2d(x, const(weight)), "c")])
+    assert told(mod, target="", energy=0.999)["macs_after"] == 0.5 * told(mod, target="", energy=0.999)["macs_before"]
+    assert "time on znver4" in told(mod, energy=0.999)["why"]
+
+
+@pytest.mark.parametrize("method", ["svd", "tucker", "cp"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_all_kinds_of_layers_have_a_time(method, rank):
+    weight = normal(32, 32, *(3,) * rank)
+    conv = {1: nn.conv1d, 2: nn.conv2d, 3: nn.conv3d}[rank]
+    body = lambda e, x: [e(conv(x, const(weight), strides=2, padding=1), "c")]  # noqa: E731
+    row = told(program((1, 32, *(12,) * rank), body), energy=1.0, ratio=0.9, method=method)
+    assert row["factorized"] == ("time" in row) and (not row["factorized"] or 0 < row["time"] <= 0.9)
+
+
+@pytest.mark.parametrize(("target", "error"), [("znver99", TargetError), ("cuda-sm80", RecipeError)])
+def test_targets_without_a_time(target, error):
+    mod = program((4, 64), lambda e, x: [e(op.matmul(x, const(normal(64, 64))), "fc")])
+    with pytest.raises(error, match=target):
+        told(mod, target=target)

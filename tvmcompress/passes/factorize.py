@@ -14,6 +14,7 @@ from tvmcompress.ir import graph
 from tvmcompress.ir.sparsity import LEAST_SIDE, matrix_of, sparsity
 from tvmcompress.passes.support.base import Outcome, Pass, option
 from tvmcompress.passes.support.calibration import Calibration
+from tvmcompress.passes.support.clock import clock
 from tvmcompress.passes.support.layers import Layer
 from tvmcompress.passes.support.low_rank import Cp, Factors, Part, Place, Svd, Tucker, text
 from tvmcompress.passes.support.moments import output_moments
@@ -34,9 +35,9 @@ class Factorize(Pass):
     convolutions, tucker for larger kernels. Ranks are the least that keep a share `energy` of the squared weights, or,
     with `error`, of svd alone, the least by which the layer's own output on samples changes no more than that (root of
     the summed squares, relative). Layers that would save less than a tenth of their multiply-accumulates are left
-    alone, and so are grouped convolutions and steps of recurrent layers, which are one kernel as they are. A budget of
-    time is for who knows the target: compile, measure, and give `ratio`, which lowers ranks until no more than that
-    share of a layer's multiply-accumulates is left.
+    alone, and so are grouped convolutions and steps of recurrent layers, which are one kernel as they are. `ratio`
+    lowers ranks until no more than that share of a layer's multiply-accumulates is left. With `target` all this goes by
+    time, as estimated there: what would get slower stays, and `ratio` is a budget of it.
 
     tucker: Kim et al., "Compression of deep convolutional neural networks for fast and low power mobile applications",
     2016; cp: Lebedev et al., "Speeding-up convolutional neural networks using fine-tuned CP-decomposition", 2015; svd
@@ -46,8 +47,9 @@ class Factorize(Pass):
     method: str = option("auto", "how a layer is divided", choices=("auto", "svd", "tucker", "cp"))
     energy: float = option(0.9, "share of the squared weights that is kept", low=0.0, high=1.0)
     error: float = option(0.0, "instead: relative error of a layer's output on samples; 0: go by energy", low=0.0)
-    ratio: float = option(0.0, "multiply-accumulates of a layer that may be left, as a share; 0: as many as it takes",
-                          low=0.0, high=1.0)  # fmt: skip
+    ratio: float = option(0.0, "multiply-accumulates (with target: time) of a layer that may be left, as a share; "
+                          "0: as many as it takes", low=0.0, high=1.0)  # fmt: skip
+    target: str = option("", "weigh layers by their time on this target, as estimated; empty: by multiply-accumulates")
     round_to: int = option(16, "ranks are multiples of this, where the layer is large enough", low=1)
     min_size: int = option(4096, "layers with fewer weights are left alone", low=0)
     skip: tuple[str, ...] = option((), "names of layers to leave alone; * and ? are wildcards")
@@ -121,18 +123,21 @@ class Factorize(Pass):
         if layer.weight == 1 and layer.kind == "matmul":
             weight = weight.T
         made, place = self.divided(weight, moments), place_of(layer)
-        before = place.macs([Part(weight.shape, tuple(range(weight.ndim - 2)))])
-        limit = min(WORTH, self.ratio or 1.0) * before
+        whole = [Part(weight.shape, tuple(range(weight.ndim - 2)))]
+        cost = clock(self.target) if self.target else Place.macs
+        limit = min(WORTH, self.ratio or 1.0) * cost(place, whole)
         energy = 1 - self.error**2 if self.error else self.energy
-        ranks = made.search(energy, lambda r: place.macs(made.parts(r)) <= limit, self.round_to, bool(self.ratio))
+        ranks = made.search(energy, lambda r: cost(place, made.parts(r)) <= limit, self.round_to, bool(self.ratio))
         if isinstance(ranks, str):
-            return ranks
+            return ranks.replace("multiply-accumulates", f"time on {self.target}") if self.target else ranks
+        before, time = place.macs(whole), cost(place, made.parts(ranks)) / cost(place, whole)
         arrays, kept = made.weights(ranks)
         row = {
             "method": made.name,
             "ranks": text(ranks),
             "macs_before": before,
             "macs_after": place.macs(made.parts(ranks)),
+            **({"time": round(time, 3)} if self.target else {}),
             "weights_snr_db": round(float(-10 * np.log10(1 - kept)), 2) if kept < 1 else None,
             "bytes_before": weight.nbytes,
             "bytes_after": sum(a.nbytes for a in arrays),
