@@ -56,7 +56,9 @@ def found(model: tc.Model, name: str = "native") -> list:
 
 @pytest.mark.parametrize("network", ["resnet18", "shuffle", "transformer"])
 @pytest.mark.parametrize("recipe", ["", "int8", "prune90"])
-def test_every_product_of_a_network_is_a_task(network: str, recipe: str, tmp_path) -> None:
+def test_every_product_of_a_network_is_a_task(network: str, recipe: str, tmp_path, monkeypatch) -> None:
+    # What the guard measures, on a machine that is busy, does not change what there is to tune.
+    monkeypatch.setattr("tvmcompress.compilation.guarded", lambda made, _begin, finish, *_: finish(made))
     options = {"resnet18": (64,), "transformer": (32, 8, 64, 2, 2, 10)}
     proto = getattr(networks, network)(*options.get(network, ()))
     onnx.save(proto, tmp_path / "net.onnx")
