@@ -126,6 +126,15 @@ def test_what_nobody_confirmed_is_compared_with_the_untuned_form(where) -> None:
         assert [t.decisions for t in log.chosen(log.trials())] == [trial(0).decisions]
 
 
+def test_of_trials_without_the_untuned_form_the_fastest_is_taken(where) -> None:
+    """As in an export of the best alone."""
+    with TuningLog.open(where) as log:
+        log.add(trial(1, times_ms=(0.2,), conditions={"untuned_ms": 0.25}))
+        assert log.decisions("native:1", "v") == {trial().workload: trial(1).decisions}
+        log.add(trial(2, times_ms=(0.3,), conditions={"untuned_ms": 0.5}))
+        assert log.decisions("native:1", "v") == {trial().workload: trial(2).decisions}
+
+
 @pytest.mark.parametrize("way", ["export", "merge"])
 def test_what_was_confirmed_goes_along(way: str, where, tmp_path) -> None:
     with TuningLog.open(tmp_path / "one.db") as log, TuningLog.open(where) as other:

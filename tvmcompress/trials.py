@@ -74,8 +74,9 @@ def untuned(trials: Iterable[Trial]) -> str:
 
 def untuned_ms(trials: Sequence[Trial], first: str) -> float:
     """ms of one call of the untuned form, `first`: the median of all times that it was measured."""
-    alone = next((trial.ms for trial in trials if trial.digest == first), float("inf"))
-    return median({alone, *(t.conditions[BESIDE] for t in trials if BESIDE in t.conditions)})
+    alone = [trial.ms for trial in trials if trial.digest == first][:1]
+    times = {*alone, *(t.conditions[BESIDE] for t in trials if BESIDE in t.conditions)}
+    return median(times) if times else float("inf")
 
 
 def comparable(trials: Sequence[Trial], first: str) -> dict[str, float]:

@@ -165,7 +165,8 @@ class TuningLog:
         given = {"target": target, "board": board, "versions": versions}
         wanted = [getattr(_trials.c, name) == value for name, value in given.items()]
         with self._begin() as connection:
-            rows = connection.execute(select(_trials).where(_trials.c.id > number, *wanted)).mappings().all()
+            found = select(_trials).where(_trials.c.id > number, *wanted).order_by(_trials.c.id)
+            rows = connection.execute(found).mappings().all()
         return max((row["id"] for row in rows), default=number), [stored(row) for row in rows]
 
     def best(self, target: str, workload: str, board: str | None = None, versions: str | None = None) -> Trial | None:

@@ -126,7 +126,8 @@ class Workshop:
             self.graph, _ = lower_graph(task.module, self.isa, lambda _step, _mod: None)
             self.shared = Shared(self.machine, self.isa)
             self.count += 1
-            return self._form(self.shared, {}, self.folder / f"{self.count}")
+            with quiet.building():
+                return self._form(self.shared, {}, self.folder / f"{self.count}")
         finally:
             self.busy_s += time.monotonic() - begun
 
