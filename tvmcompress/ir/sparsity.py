@@ -20,6 +20,7 @@ GROUPS = (4, 8, 16)  # the M of N:M
 EXPLAINED = 0.9  # of all zeros, those that a pattern must account for
 FULL = 0.85  # density of what a pattern leaves
 FEWEST = 16  # groups; in fewer, N:M may be chance
+FEW_ZEROS = 0.95  # density above which zeros are chance, and nothing is to be gained by them
 LEAST_SIDE = 4  # of a matrix with a pattern; in one row every zero is a column of zeros
 
 

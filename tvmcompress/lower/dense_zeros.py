@@ -10,8 +10,9 @@ from tvm import relax
 
 from tvmcompress.ir import graph
 from tvmcompress.ir.macs import macs
+from tvmcompress.ir.sparsity import FEW_ZEROS
 from tvmcompress.ir.zeros import densities
-from tvmcompress.lower.sparse import FEW_ZEROS, MOVES
+from tvmcompress.lower.sparse import MOVES
 from tvmcompress.target import Target
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from tvmcompress.coding import parts
 from tvmcompress.ir import constants, graph, ops
 from tvmcompress.ir.graph import Expr, Rewriter
+from tvmcompress.ir.sparsity import FEW_ZEROS
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import sparse_blocks, sparse_nm, sparse_rows_plan, sparse_winograd, winograd
 from tvmcompress.kernels.choices import Choices
@@ -31,7 +32,6 @@ from tvmcompress.lower.sparse_formats import Blocks, Groups, Kernels, Rows, Spar
 
 POLICIES = ("faster", "smaller", "always", "never")
 MOVES = ("relax.reshape", "relax.permute_dims", "relax.strided_slice")
-FEW_ZEROS = 0.95  # the share of weights, or of blocks: with more than that there is nothing to leave out
 EFFICIENCY = {"float32": 0.85, "int32": 0.7}  # of the peak, that dense kernels reach
 STREAM = 10  # bytes in a cycle that all cores together read from memory
 SMALLER = 0.9  # times the bytes: what a coder makes of more is not known as well

@@ -11,7 +11,7 @@ from tvm import relax
 
 from tvmcompress.errors import RecipeError, SampleError
 from tvmcompress.ir import graph
-from tvmcompress.ir.sparsity import LEAST_SIDE, matrix_of, sparsity
+from tvmcompress.ir.sparsity import FEW_ZEROS, LEAST_SIDE, matrix_of, sparsity
 from tvmcompress.passes.support.base import Outcome, Pass, option
 from tvmcompress.passes.support.calibration import Calibration
 from tvmcompress.passes.support.clock import clock
@@ -20,7 +20,6 @@ from tvmcompress.passes.support.low_rank import Cp, Factors, Part, Place, Svd, T
 from tvmcompress.passes.support.moments import output_moments
 from tvmcompress.passes.support.select import notes, recurrent, select
 
-MOSTLY = 0.95  # the density of weights from which zeros are chance
 WORTH = 0.9  # a layer more is a pass more over memory: what saves less than a tenth is left alone
 
 
@@ -106,7 +105,7 @@ class Factorize(Pass):
         if weight.size < self.min_size:
             return f"smaller than min_size = {self.min_size}"
         zeros = sparsity(matrix_of(weight, layer.channel, layer.inner))
-        if zeros.density <= MOSTLY and zeros.pattern != "channels" and min(weight.shape[:2]) >= LEAST_SIDE:
+        if zeros.density <= FEW_ZEROS and zeros.pattern != "channels" and min(weight.shape[:2]) >= LEAST_SIDE:
             return f"it is pruned, to a density of {zeros.density:.3g}: its factors would have no zeros"
         return ""
 

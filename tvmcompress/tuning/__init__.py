@@ -61,7 +61,7 @@ def tune(
     only: str = "*",
     start_from: str | None = None,
     events: Events | None = None,
-    seed: int | None = None,
+    seed: int | None = 0,
 ) -> TuningLog:
     """Tune the kernels of `model` for `target`, on this machine or on boards that can run it.
 

@@ -19,6 +19,7 @@ import tvm
 from tvm import relax
 
 from tvmcompress.ir import graph
+from tvmcompress.ir.sparsity import FEW_ZEROS
 from tvmcompress.passes.support.channel_flow import Flow
 from tvmcompress.passes.support.channel_moments import Moments, Place
 from tvmcompress.passes.support.channel_products import Site
@@ -26,7 +27,6 @@ from tvmcompress.passes.support.channel_weights import by_channels, in_layout
 from tvmcompress.passes.support.layers import Layer
 
 DAMPING = 1e-4  # of each variance
-FEW_ZEROS = 0.95  # density from which zeros are chance
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,11 @@ def change(site: Site, alive: np.ndarray, moments: Moments) -> Change:
     for g in range(groups):
         k, r = np.flatnonzero(kept[g]), np.flatnonzero(~kept[g])
         told = regression(moments, g * inputs + k, g * inputs + r)
-        shift[g] = np.einsum("ort,r->o", parts[g][:, r], mean[g, r] - told @ mean[g, k])
-        parts[g][:, k] += np.einsum("ort,rk->okt", parts[g][:, r], told, optimize=True)
+        more = np.einsum("ort,rk->okt", parts[g][:, r], told, optimize=True)
+        more[zeros[g][:, k]] = 0
+        shift[g] = np.einsum("ort,r->o", parts[g][:, r], mean[g, r]) - np.einsum("okt,k->o", more, mean[g, k])
+        parts[g][:, k] += more
         parts[g][:, r] = 0
-    parts[zeros] = 0
     if layer.kind == "conv_transpose":  # a pixel of the output sees one in so many taps
         shift /= np.prod([int(s) for s in layer.call.attrs.strides])
     return Change(in_layout(layer, parts), shift.reshape(along_output(layer)).astype(np.float32))
