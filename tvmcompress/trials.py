@@ -157,6 +157,22 @@ def from_record(value: Any) -> Trial:
     return Trial(**{**known, "times_ms": tuple(float(t) for t in times)})
 
 
+def read_line(line: str) -> tuple[Trial, str]:
+    """A line of a file of records: the trial, and when it was confirmed, if it was. Raises ValueError: what is wrong."""
+    try:
+        value = json.loads(line, parse_constant=_no_number)
+        trial = from_record(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON: {error}") from error
+    except (TypeError, OverflowError, RecursionError) as error:
+        raise ValueError("not JSON: nested too deeply" if isinstance(error, RecursionError) else str(error)) from error
+    return trial, value.get(CONFIRMED, "")
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number")
+
+
 def shipped(target: Target, versions: str) -> Iterator[Trial]:
     """Records that ship with the project for a target."""
     for path in sorted((SHIPPED / target.name).glob("*.jsonl")):

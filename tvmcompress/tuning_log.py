@@ -20,7 +20,6 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from sqlalchemy import (
     Column,
@@ -42,8 +41,8 @@ from sqlalchemy.exc import IntegrityError
 from tvmcompress import trials
 from tvmcompress.errors import UsageError
 from tvmcompress.ir.files import atomic_write
-from tvmcompress.trials import CONFIRMED, EMULATED, PASSING, STATUSES, Trial, from_record, record
-from tvmcompress.tuning_log_database import Transaction, TuningLogError, engine_of
+from tvmcompress.trials import CONFIRMED, EMULATED, PASSING, STATUSES, Trial, read_line, record
+from tvmcompress.tuning_log_database import Transaction, TuningLogError, engine_of, reading_url
 
 SCHEMA = 1
 
@@ -113,7 +112,7 @@ class TuningLog:
         if path.exists() and not os.access(path, os.R_OK):
             raise TuningLogError(f"tuning log {path}: may not be read")
         if path.exists() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
-            return cls(engine_of(_for_reading(path), read_only=True), str(path), read_only=True)
+            return cls(engine_of(reading_url(path), read_only=True), str(path), read_only=True)
         return cls(engine_of(f"sqlite:///{path}"), str(path))
 
     def __enter__(self) -> TuningLog:
@@ -162,8 +161,7 @@ class TuningLog:
 
     def since(self, number: int, target: str, board: str, versions: str) -> tuple[int, list[Trial]]:
         """Trials that were written down after the one of this number, by anyone; and the number of the last."""
-        given = {"target": target, "board": board, "versions": versions}
-        wanted = [getattr(_trials.c, name) == value for name, value in given.items()]
+        wanted = [_trials.c.target == target, _trials.c.board == board, _trials.c.versions == versions]
         with self._begin() as connection:
             found = select(_trials).where(_trials.c.id > number, *wanted).order_by(_trials.c.id)
             rows = connection.execute(found).mappings().all()
@@ -171,8 +169,7 @@ class TuningLog:
 
     def best(self, target: str, workload: str, board: str | None = None, versions: str | None = None) -> Trial | None:
         """What was confirmed last, or else the fastest trial that gave right results (`trials.fastest`)."""
-        found = self.chosen(self.trials(target, workload, board, versions))
-        return min(found, key=lambda t: t.ms, default=None)
+        return min(self.chosen(self.trials(target, workload, board, versions)), key=lambda t: t.ms, default=None)
 
     def chosen(self, found: Sequence[Trial]) -> list[Trial]:
         """Of the trials of each kernel, target, board and version the one that `compile` takes: what was confirmed
@@ -293,17 +290,14 @@ class TuningLog:
             if not line.strip():
                 continue
             try:
-                told = json.loads(line, parse_constant=_no_number)
-                trial = from_record(told)
-            except (ValueError, TypeError, OverflowError, RecursionError) as error:
-                bad.append((number, line.rstrip("\n"), _reason(error)))
+                trial, confirmed = read_line(line)
+            except ValueError as error:
+                bad.append((number, line.rstrip("\n"), str(error)))
                 continue
-            if self.add(trial):
-                new += 1
-            else:
-                known += 1
-            if told.get(CONFIRMED) and trial.status == "ok":
-                self.confirm(trial, told[CONFIRMED])
+            added = self.add(trial)
+            new, known = new + added, known + (not added)
+            if confirmed and trial.status == "ok":
+                self.confirm(trial, confirmed)
         return new, known, bad
 
     # -- the database -------------------------------------------------------------------------------------------------
@@ -324,14 +318,6 @@ class TuningLog:
 
     def _begin(self) -> Transaction:
         return Transaction(self.engine, self.name)
-
-
-def _for_reading(path: Path) -> str:
-    """A URL for a file that may not be written, nor anything beside it, where SQLite would keep its locks: it is taken
-    to stay as it is, unless a writer has left something beside it."""
-    left = path.with_name(f"{path.name}-wal")
-    more = "" if left.exists() and left.stat().st_size else "&immutable=1"
-    return f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro{more}&uri=true"
 
 
 def _fact(name: str) -> str:
@@ -363,13 +349,3 @@ def stored(row: Mapping[Any, Any] | sqlite3.Row) -> Trial:
     values = {f.name: row[f.name] for f in fields(Trial)}
     loaded = {name: json.loads(values[name]) for name in ("decisions", "times_ms", "conditions")}
     return Trial(**{**values, **loaded, "times_ms": tuple(loaded["times_ms"])})
-
-
-def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is no number")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "not JSON: nested too deeply"
-    return f"not JSON: {error}" if isinstance(error, json.JSONDecodeError) else str(error)

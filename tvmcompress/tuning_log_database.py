@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.engine import Connection, Engine
@@ -73,6 +74,14 @@ def _settle(connection: Any, _record: object) -> None:
 def _settle_reader(connection: Any, _record: object) -> None:
     """Transactions begun by us; nothing that would write."""
     connection.isolation_level = None
+
+
+def reading_url(path: Path) -> str:
+    """A URL for a file that may not be written, nor anything beside it, where SQLite would keep its locks: it is taken
+    to stay as it is, unless a writer has left something beside it."""
+    left = path.with_name(f"{path.name}-wal")
+    more = "" if left.exists() and left.stat().st_size else "&immutable=1"
+    return f"sqlite:///file:{quote(str(path.absolute()))}?mode=ro{more}&uri=true"
 
 
 class Transaction:

@@ -114,11 +114,9 @@ class Anchors:
 
     def sparse(self, rw, var, x, weight, conv: Conv2d, kinds, fill: int, shape, kind: str, planes: Expr | None = None):
         """A sparse kernel's call with a result of `shape`, or None. `planes`: x as such."""
-        found = sparse.stored(rw, weight)
-        if found is None:
+        if (found := sparse.stored(rw, weight)) is None:
             return None
-        value, arrays = found
-        value = value.T[:, :, None, None] if kind == "matmul" else value
+        value, arrays = found[0].T[:, :, None, None] if kind == "matmul" else found[0], found[1]
         kernel = self.layers.decide(var.name, value, conv, kinds, arrays=arrays)
         if kernel is None:
             return None
