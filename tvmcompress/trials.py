@@ -158,7 +158,7 @@ def from_record(value: Any) -> Trial:
 
 
 def read_line(line: str) -> tuple[Trial, str]:
-    """A line of a file of records: the trial, and when it was confirmed, if it was. Raises ValueError: what is wrong."""
+    """A line of a file of records: the trial, and when it was confirmed, if so. Raises ValueError, with the reason."""
     try:
         value = json.loads(line, parse_constant=_no_number)
         trial = from_record(value)

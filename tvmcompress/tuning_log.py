@@ -189,12 +189,12 @@ class TuningLog:
         for trial in trials.fastest(real):
             if trial.workload not in best or trial.ms < best[trial.workload].ms:
                 best[trial.workload] = trial
-        tables: dict[str, Mapping[str, Any]] = {workload: trial.decisions for workload, trial in best.items()}
+        tables = {workload: trial.decisions for workload, trial in best.items()}
         wanted = [_confirmed.c.target == target, _confirmed.c.versions == versions]
         wanted += [_confirmed.c.board == board] if board is not None else []
         with self._begin() as connection:
             rows = connection.execute(select(_confirmed).where(*wanted).order_by(_confirmed.c.at)).all()
-        kept = [row for row in rows if board is not None or not row.board.endswith(EMULATED)]
+        kept = (row for row in rows if board is not None or not row.board.endswith(EMULATED))
         return tables | {row.workload: json.loads(row.decisions) for row in kept}
 
     def confirm(self, trial: Trial, at: str = "") -> None:
