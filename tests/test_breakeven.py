@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tvmcompress.breakeven import GROUPS, BreakEven, Curve, breakeven, emptied, formats, of_groups
+from tvmcompress.breakeven import GROUPS, BreakEven, Curve, Side, breakeven, emptied, formats, of_groups
 from tvmcompress.breakeven_html import render
 from tvmcompress.errors import TargetError
 from tvmcompress.isa import isa_of
@@ -49,12 +49,34 @@ def test_zeros_come_in_groups(density, group, left):
 
 
 @pytest.mark.parametrize(
-    "name, groups", [("icelake-server", ["float32", "int8"]), ("alderlake", ["float32", "int8"]), ("rpi5", ["int8"])]
+    "name, groups",
+    [
+        ("icelake-server", ["float32", "int8"]),
+        ("alderlake", ["float32", "int8"]),
+        ("rpi5", ["int8"]),
+        ("znver4", ["float32", "int8", "bfloat16"]),
+    ],
 )
 def test_groups_are_tried_where_something_picks_them(name, groups):
     target = Target.load(name)
     found = [one for one in formats(isa_of(target.to_tvm())) if one.text == GROUPS]
     assert [one.dtype for one in found] == groups and all(one.block[1] in (8, 16) for one in found)
+
+
+@pytest.mark.parametrize("name", ["znver4", "sapphirerapids", "neoverse-v1", "x86-64-v3"])
+def test_every_format_is_built(name):
+    """Of each dtype that the target has sparse kernels for; and in the form that the curve is named by."""
+    target = Target.load(name)
+    machine = target.to_tvm()
+    isa = isa_of(machine, target.l1d, target.l2)
+    found = formats(isa)
+    narrow = bool(isa.bf16 and isa.bf16.function)
+    assert {one.dtype for one in found} == {"float32", "int8", *(["bfloat16"] if narrow else [])}
+    side = Side(target, machine, isa, None)
+    for one in found:
+        if one.suits(CONV, isa):
+            (row,) = (row["sparse"] for row in side.build(CONV, one, 0.1).lowered.layers)
+            assert row["kept"] and row["format"].endswith(one.text.removeprefix("N:M")), (one, row)
 
 
 def test_blocks_of_whole_kernels():
@@ -85,7 +107,8 @@ def test_the_page_says_what_was_found(estimated):
     page = render(estimated)
     assert "rpi4" in page and "estimate" in page and "a layer &lt;3x3&gt;" in page
     for curve in estimated.curves:
-        assert f"{curve.format}, {curve.dtype}: wins below {curve.density:.0%}" in page
+        assert f"{curve.format}: wins below {curve.density:.0%}" in page
+        assert f"a layer &lt;3x3&gt;, {curve.dtype}" in page
 
 
 def test_a_format_has_one_colour():

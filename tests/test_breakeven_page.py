@@ -17,7 +17,11 @@ FOUND = BreakEven(
     tuple(
         Curve(text, dtype, layer, ((0.1, 0.2), (0.5, ratio), (0.9, 2.0)))
         for layer in ("a <b>layer</b>", "another")
-        for text, dtype, ratio in (("rows", "float32", 1.5), ("16x4 blocks", "int8", 0.8))
+        for text, dtype, ratio in (
+            ("rows", "float32", 1.5),
+            ("16x1 blocks", "float32", 0.9),
+            ("16x4 blocks", "int8", 0.8),
+        )
     ),
 )
 
@@ -33,7 +37,7 @@ def test_measured_here(tiny, tmp_path, capsys):
     page, told = tmp_path / "page.html", tmp_path / "found.json"
     assert quick(f"breakeven --target native -o {page} --json {told}") == 0
     found, text = json.loads(told.read_text()), capsys.readouterr().out
-    assert found["measured"] and found["target"] and 3 <= len(found["curves"]) <= 6
+    assert found["measured"] and found["target"] and 3 <= len(found["curves"]) <= 9
     for curve in found["curves"]:
         assert curve["layer"] == "tiny" and [density for density, _ in curve["ratios"]] == [0.1, 0.9]
         assert all(0.01 < ratio < 100 for _, ratio in curve["ratios"]) and 0 <= curve["breakeven"] <= 0.9
@@ -67,10 +71,10 @@ def test_the_page_in_a_browser(browser: Browser, tmp_path, scheme):  # noqa: F81
     browser.open(path)
     assert browser.complaints == []
     assert [url for url in browser.requests if not url.startswith("data:")] == [path.as_uri()]
-    assert browser.value("document.querySelectorAll('svg').length") == 2
-    assert browser.value("document.querySelector('h2').textContent") == "a <b>layer</b>"
-    assert "rows, float32: wins below 35%" in browser.value("document.body.innerText")
+    assert browser.value("document.querySelectorAll('svg').length") == 4
+    assert browser.value("document.querySelector('h2').textContent") == "a <b>layer</b>, float32"
+    assert "rows: wins below 35%" in browser.value("document.body.innerText")
     assert contrast(*browser.value(INK)) > 7
     lines = "[...document.querySelectorAll('svg path[style]')].map(p => getComputedStyle(p).stroke)"
-    assert len(set(browser.value(lines))) == 2  # a colour for each format, in both charts
+    assert len(set(browser.value(lines))) == 2  # a colour for each format of a dtype, in the charts of both layers
     assert browser.value("document.documentElement.scrollWidth") <= 1100

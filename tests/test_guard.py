@@ -18,12 +18,12 @@ from tvmcompress.breakeven import emptied
 from tvmcompress.compilation import tuned
 from tvmcompress.ir import evaluate, graph
 from tvmcompress.kernels.conv2d import Conv2d
-from tvmcompress.lower import guard, twins
+from tvmcompress.lower import compressed, guard, twins
 from tvmcompress.lower.builds import begun, linked
 from tvmcompress.lower.guard import guarded
 from tvmcompress.lower.sparse import Keep
 from tvmcompress.model import Model
-from tvmcompress.passes import simplified
+from tvmcompress.passes import ClusterWeights, simplified
 from tvmcompress.target import Target
 
 op, nn = relax.op, relax.op.nn
@@ -57,7 +57,7 @@ class Clock:
 
     def __call__(self, one, other, inputs) -> float:
         self.asked += 1
-        assert not any(row["sparse"]["kept"] for row in other.lowered.layers if row.get("sparse"))
+        assert not any(told.row["kept"] for told in compressed.told(other.lowered.layers))
         return self.ratios.pop(0)
 
 
@@ -129,6 +129,21 @@ def test_of_several_builds_the_estimate_decides(small, monkeypatch):
     assert clock.asked == 0
     for build in package.builds:
         assert sum(row.get("sparse", {}).get("kept", False) for row in build.manifest["layers"]) == 2
+
+
+@pytest.mark.parametrize("ratio, kept", [(0.5, True), (1.25, False)])
+def test_shared_values_are_timed_too(monkeypatch, ratio, kept):
+    """One layer looks its values up; the twin has them unpacked."""
+    need("x86-64-v4")
+    weight = np.random.default_rng(0).standard_normal((1024, 1024)).astype(np.float32)
+    mod = graph.program([("x", (1, 1024), "float32")], lambda _, x: [op.matmul(x, graph.const(weight))])
+    x = np.random.default_rng(1).standard_normal((1, 1024)).astype(np.float32)
+    clock = Clock(monkeypatch, 0.0, ratio)
+    package = tc.compile(model(ClusterWeights()(mod).module, x), "native")
+    (row,) = (layer["shared"] for layer in package.manifest["layers"])
+    assert clock.asked == 1 and row["kept"] == kept and row["whole"] == ratio
+    assert row["format"] == ("16 values looked up" if kept else "unpacked")
+    assert row["why"] == ("" if kept else "measured: 16 values looked up are slower")
 
 
 def mixed(seed: int) -> tuple[tvm.IRModule, np.ndarray]:

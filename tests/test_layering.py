@@ -61,7 +61,7 @@ LAYERS = [
             "samples",
         },
     ),
-    ("what reports and commands list alike", {"zeros_table"}),
+    ("what reports and commands list alike", {"compressed_table"}),
     ("how arrays are stored", {"coding"}),
     ("programs", {"ir"}),
     (

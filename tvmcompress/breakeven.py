@@ -27,6 +27,7 @@ from tvmcompress.lower import twins
 from tvmcompress.lower.host import runs_here
 from tvmcompress.lower.pipeline import Lowered, lower
 from tvmcompress.lower.sparse import Keep
+from tvmcompress.spec import numpy_dtype
 from tvmcompress.target import Target
 
 T = TypeVar("T")
@@ -142,6 +143,11 @@ def formats(isa: Isa) -> list[Format]:
         found.append(Format(f"rows of 1x{depth}", "int8", (1, depth)))
     found.append(Format(f"{isa.lanes}x{depth} blocks", "int8", (isa.lanes, depth)))
     kinds = {32: "float32", **({32 // depth: "int8"} if isa.dot and isa.dot.function else {})}
+    if isa.bf16 and isa.bf16.function:
+        pair = isa.bf16.depth
+        found.append(Format(f"rows of 1x{pair}", "bfloat16", (1, pair)))
+        found.append(Format(f"{isa.bf16.lanes}x{pair} blocks", "bfloat16", (isa.bf16.lanes, pair)))
+        kinds |= {32 // pair: "bfloat16"}
     reach = {pick.bits: 8 * pick.reach // pick.bits for pick in isa.picks}
     groups = [Format(GROUPS, dtype, (1, min(reach.get(bits, 0), LONGEST))) for bits, dtype in kinds.items()]
     return found + [one for one in groups if one.block[1] >= SHORTEST]
@@ -210,15 +216,18 @@ def of_groups(conv: Conv2d, density: float, group: int) -> np.ndarray:
 
 
 def program(conv: Conv2d, dtype: str, weight: np.ndarray) -> tvm.IRModule:
-    """A layer by itself, channels last; of int8 quantized on both sides."""
+    """A layer by itself, channels last; of int8 quantized on both sides, of bfloat16 with float32 on both."""
 
     def product(x: graph.Expr, w: graph.Expr) -> graph.Expr:
         strides, padding, dilation = list(conv.strides), list(conv.padding), list(conv.dilation)
-        return relax.op.nn.conv2d(x, w, strides, padding, dilation, 1, "NHWC", "OIHW", "NHWC")
+        return relax.op.nn.conv2d(x, w, strides, padding, dilation, 1, "NHWC", "OIHW", "NHWC", "float32")
 
     def body(rw: graph.Rewriter, x: graph.Expr) -> list[graph.Expr]:
-        if dtype != "int8":
+        if dtype == "float32":
             return [rw.emit(product(x, graph.const(weight)))]
+        if dtype == "bfloat16":
+            narrow = rw.emit(relax.op.astype(x, dtype))
+            return [rw.emit(product(narrow, graph.const(weight.astype(numpy_dtype(dtype)))))]
         steps = np.clip(np.rint(weight * 32), -127, 127).astype(np.int8)
         steps[(steps == 0) & (weight != 0)] = 1
         data = rw.emit(ops.dequantize(x, 0.05, 128))

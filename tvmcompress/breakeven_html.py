@@ -1,4 +1,4 @@
-"""A BreakEven as one HTML page: a chart for each layer, light and dark. Nothing is fetched."""
+"""A BreakEven as one HTML page: a chart for each layer and dtype, light and dark. Nothing is fetched."""
 
 from __future__ import annotations
 
@@ -18,10 +18,17 @@ def render(found: BreakEven) -> str:
     how = "timed on this machine, in turns with the dense kernel" if found.measured else "the compiler's estimate"
     title = f"Where sparse kernels start to win on {found.target}"
     layers = dict.fromkeys(curve.layer for curve in found.curves)
-    formats = list(dict.fromkeys((curve.format, curve.dtype) for curve in found.curves))
-    body = "".join(
-        f"<section><h2>{escape(layer)}</h2>{chart([c for c in found.curves if c.layer == layer], formats)}</section>"
+    formats: dict[str, list[str]] = {}
+    for curve in found.curves:
+        if curve.format not in formats.setdefault(curve.dtype, []):
+            formats[curve.dtype].append(curve.format)
+    charts = (
+        (f"{layer}, {dtype}", [c for c in found.curves if (c.layer, c.dtype) == (layer, dtype)], names)
         for layer in layers
+        for dtype, names in formats.items()
+    )
+    body = "".join(
+        f"<section><h2>{escape(what)}</h2>{chart(curves, names)}</section>" for what, curves, names in charts
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -33,9 +40,9 @@ def render(found: BreakEven) -> str:
     )
 
 
-def chart(curves: list[Curve], formats: list[tuple[str, str]]) -> str:
+def chart(curves: list[Curve], formats: list[str]) -> str:
     """Ratios, on a logarithmic axis, over densities; the line at 1 is the dense kernel. A format has one colour in all
-    charts."""
+    charts of a dtype."""
     y = Axis([1.0, *(ratio for curve in curves for _, ratio in curve.ratios)], BOTTOM, TOP)
     parts = [f'<path class="axis" d="M{LEFT} {TOP}V{BOTTOM}H{RIGHT}"/>']
     for value, at in y.ticks:
@@ -47,15 +54,13 @@ def chart(curves: list[Curve], formats: list[tuple[str, str]]) -> str:
     parts.append(text(RIGHT, y.at(1.0) - 5, "dense", "dim", "end"))
     names: dict[int, str] = {}
     for curve in curves:
-        i = formats.index((curve.format, curve.dtype))
-        names[i] = f"{curve.format}, {curve.dtype}: wins below {curve.density:.0%}"
+        i = formats.index(curve.format)
+        names[i] = f"{curve.format}: wins below {curve.density:.0%}"
         points = [(x_of(density), y.at(ratio)) for density, ratio in curve.ratios]
         line = "L".join(f"{px:.1f} {py:.1f}" for px, py in points)
         parts.append(f'<path class="axis" style="stroke:var(--c{i % 8});stroke-width:1.6" d="M{line}"/>')
         for (px, py), (density, ratio) in zip(points, curve.ratios):
-            said = escape(
-                f"{curve.format}, {curve.dtype}, density {density:.0%}: {ratio:.2f} of the dense kernel's time"
-            )
+            said = escape(f"{curve.format}, density {density:.0%}: {ratio:.2f} of the dense kernel's time")
             parts.append(f'<g class="v{i % 8}"><title>{said}</title>{marker(SHAPES[i % len(SHAPES)], px, py, 5)}</g>')
     parts.append(text((LEFT + RIGHT) / 2, BOTTOM + 38, "density", "dim", "middle"))
     told = [names.get(i, "") for i in range(len(formats))]

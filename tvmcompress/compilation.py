@@ -23,7 +23,7 @@ from tvmcompress.errors import UsageError, did_you_mean
 from tvmcompress.ir import graph
 from tvmcompress.ir.macs import macs
 from tvmcompress.kernels.choices import versions
-from tvmcompress.lower import dense_zeros, host
+from tvmcompress.lower import host, plain_layers
 from tvmcompress.lower.builds import Build, begun, linked
 from tvmcompress.lower.guard import guarded
 from tvmcompress.lower.host import runs_here
@@ -59,8 +59,9 @@ def compile(
     log: where `tune` wrote what it measured; kernels that were tuned for this very target are made as was best there,
     and without one as the records that ship with the project say. decisions: instead, tables by kernel, as
     `manifest["kernels"]` of another package has them (see kernels.choices). keep: which layers whose weights hold zeros
-    get sparse kernels: those that are "faster" so (by estimate; in doubt, where the target runs here, the whole
-    program is timed against its dense twin), "smaller" ones, "always" all of them, or "never". storage: which weights
+    get sparse kernels, and of few rows which that share 16 values look these up: those that are "faster" so (by
+    estimate; in doubt, where the target runs here, the whole program is timed against its dense twin), "smaller" ones,
+    "always" all of them, or "never". storage: which weights
     the package's file holds smaller than they are (see `Package.build`). progress: called with (steps done, steps in
     all, what is being done). between: called with (step, module) after each step of the lowering, for every build.
     Raises MissingDependencyError when the target's linker or the storage's library is not installed, TargetError for an
@@ -99,7 +100,7 @@ def packed(
     model: Model, module: tvm.IRModule, target: Target, builds: list[Build], inputs: dict, outputs: dict, storage: str
 ) -> Package:
     """The package; what several builds have in common is in it once."""
-    rows = [manifest(model, module, build.target, build.lowered) for build in builds]
+    rows = [manifest(model, module, build.target, build.lowered, storage) for build in builds]
     libraries = {archive.library(b.target.name if target.builds else ""): b.library for b in builds}
     stored, contents = builds[0].lowered.stored, rows[0]
     if target.builds:
@@ -162,11 +163,11 @@ def golden_tensors(model: Model, module: tvm.IRModule, builds: list[Build]) -> t
     return inputs, {spec.name: np.asarray(r) for spec, r in zip(model.outputs, results)}
 
 
-def manifest(model: Model, module: tvm.IRModule, target: Target, lowered: Lowered) -> dict:
+def manifest(model: Model, module: tvm.IRModule, target: Target, lowered: Lowered, storage: str) -> dict:
     """What `tvmcompress.manifest` requires of a compiler."""
     total = sum(row.macs for row in macs(module))
     integer = sum(row["macs"] for row in lowered.layers if row["integer"])
-    layers = dense_zeros.told(lowered.layers, module, target)
+    layers = plain_layers.explained(lowered.layers, module, target, storage)
     return {
         "name": Path(model.source.name).stem,
         "target": target.describe(),

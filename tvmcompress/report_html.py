@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Any
 
-from tvmcompress import zeros_table
+from tvmcompress import compressed_table
 from tvmcompress.report import Report, bytes_text, doubts, figures, ms_text, number_text, percent_text, snr_text
 
 STYLE = """
@@ -48,7 +48,7 @@ def render(report: Report) -> str:
         f"<h2>Size</h2>{_size(report)}"
         f"<h2>Latency</h2>{_latency(report)}"
         f"{_layers(report)}"
-        f"{_zeros(report)}"
+        f"{_compressed(report)}"
         f"<h2>All figures</h2>{_figures(report)}"
         f"{_outputs(report)}"
         f"<h2>How it was measured</h2>"
@@ -168,18 +168,21 @@ def _layers(report: Report) -> str:
     return f"<h2>Layers</h2>{intro}{chart if measured else ''}{table}"
 
 
-def _zeros(report: Report) -> str:
-    """Which kernels layers with zeros have got, and why some stay dense."""
-    rows = zeros_table.rows(report.layers)
-    if not rows:
-        return ""
-    side = ["" if column in zeros_table.NUMBERS else " class=text" for column in zeros_table.COLUMNS]
-    head = "".join(f"<th{kind}>{escape(column)}</th>" for kind, column in zip(side, zeros_table.COLUMNS))
+def _compressed(report: Report) -> str:
+    """Which kernels layers with zeros or shared values have got, and why some have none."""
+    return "".join(map(_section, compressed_table.sections(report.layers)))
+
+
+def _section(section: compressed_table.Section) -> str:
+    side = ["" if column in compressed_table.NUMBERS else " class=text" for column in compressed_table.COLUMNS]
+    head = "".join(f"<th{kind}>{escape(column)}</th>" for kind, column in zip(side, compressed_table.COLUMNS))
     body = "".join(
-        f"<tr>{''.join(f'<td{kind}>{escape(cell)}</td>' for kind, cell in zip(side, cells))}</tr>" for cells in rows
+        f"<tr>{''.join(f'<td{kind}>{escape(cell)}</td>' for kind, cell in zip(side, cells))}</tr>"
+        for cells in section.lines
     )
-    intro = "".join(f"<p>{escape(line)}</p>" for line in zeros_table.notes(report.layers))
-    return f"<h2>Layers with zeros</h2>{intro}<div class=wide><table class=layers><tr>{head}</tr>{body}</table></div>"
+    intro = "".join(f"<p>{escape(line)}</p>" for line in section.notes)
+    table = f"<div class=wide><table class=layers><tr>{head}</tr>{body}</table></div>"
+    return f"<h2>{escape(section.title)}: {escape(section.counted)}</h2>{intro}{table}"
 
 
 def _columns(rows: list[dict]) -> list[str]:

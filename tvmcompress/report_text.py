@@ -8,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from tvmcompress import zeros_table
+from tvmcompress import compressed_table
 from tvmcompress.report import Report, doubts, figures, number_text, percent_text
 
 MOST_LAYERS = 12
@@ -32,7 +32,7 @@ def render(report: Report) -> RenderableType:
         parts.append(_layers(noisy))
     if pruned := [row for row in report.layers if row.get("pruned") and "pattern" in row]:
         parts += [_sparse(pruned), Text(_left_dense(report.layers), "dim")]
-    parts += zeros_table.parts(report.layers, most=MOST_LAYERS)
+    parts += compressed_table.parts(report.layers, most=MOST_LAYERS)
     if narrowed := [row for row in report.layers if "outputs_before" in row and row.get("pruned")]:
         parts.append(_narrowed(narrowed))
     if smaller := [row for row in report.layers if row.get("bytes_before") and not row.get("why")]:

@@ -13,6 +13,7 @@ from tvmcompress import linking
 from tvmcompress.ir import constants, graph
 from tvmcompress.kernels import few_rows
 from tvmcompress.lower.pipeline import machine
+from tvmcompress.lower.sparse import Keep
 from tvmcompress.passes import ClusterWeights
 from tvmcompress.target import Target
 
@@ -51,14 +52,15 @@ CASES = [
 
 
 @pytest.mark.parametrize("shape, columns", CASES, ids=str)
-def test_against_numpy(shape, columns, monkeypatch):
+def test_against_numpy(shape, columns):
     need(LEVEL)
-    monkeypatch.setattr(few_rows, "LEAST_BYTES", 0)
     weight, x = (RNG.normal(size=s).astype(np.float32) for s in ((shape[-1], columns), shape))
     weight[RNG.random(weight.shape) < 0.3] = 0
     mod = ClusterWeights(min_size=0)(program(shape, weight)).module
-    lowered = build(mod, LEVEL)
-    assert [row["kind"] for row in lowered.layers] == ["matmul"] and lowered.layers[0]["algorithm"] == "looked up"
+    lowered = build(mod, LEVEL, keep=Keep("always"))
+    (row,) = lowered.layers
+    assert row["kind"] == "matmul" and row["algorithm"] == "looked up" and row["shared"]["kept"]
+    assert not row.get("sparse", {}).get("kept")
     assert re.search(r"\bvperm(ps|d)\b", assembly(lowered)) and not lowered.fallbacks
     (call,) = [b.value for b in graph.bindings(mod) if b.var.name == "fc"]
     found = constants.known(call.args[1], graph.definitions(mod).get)
@@ -66,15 +68,44 @@ def test_against_numpy(shape, columns, monkeypatch):
     np.testing.assert_allclose(got, np.maximum(x @ found + 0.5, 0), rtol=1e-4, atol=1e-4)
 
 
-def test_where_it_is_not_for(monkeypatch):
-    """More rows, 256 values, narrow results, weights that a cache holds, other targets: unpacked when loaded."""
-    monkeypatch.setattr(few_rows, "LEAST_BYTES", 1 << 20)
+def row_of(shape, columns, level=LEVEL, keep="always", **options) -> dict:
+    """What is said of a layer's shared weights, which the kernel that was built agrees with."""
+    mod = program(shape, RNG.normal(size=(shape[-1], columns)).astype(np.float32))
+    (layer,) = build(ClusterWeights(min_size=0, **options)(mod).module, level, keep=Keep(keep)).layers
+    assert ("algorithm" in layer) == layer["shared"]["kept"] == (not layer["shared"]["why"])
+    return layer["shared"]
 
-    def looked_up(shape, columns, level=LEVEL, **options):
-        mod = program(shape, RNG.normal(size=(shape[-1], columns)).astype(np.float32))
-        return "algorithm" in build(ClusterWeights(min_size=0, **options)(mod).module, level).layers[0]
 
-    assert looked_up((1, 1024), 512)
-    assert not looked_up((5, 1024), 512) and not looked_up((1, 1024), 512, clusters=256)
-    assert not looked_up((1, 16384), 32) and not looked_up((1, 1024), 200)
-    assert not looked_up((1, 1024), 512, "x86-64-v3") and not looked_up((1, 1024), 512, group=128)
+@pytest.mark.parametrize(
+    "shape, columns, options, why",
+    [
+        ((5, 1024), 512, {}, "5 rows"),
+        ((1, 16384), 32, {}, "many columns"),
+        ((1, 1024), 512, {"clusters": 256}, "16 values of a layer"),
+        ((1, 1024), 512, {"group": 128}, "16 values of a layer"),
+        ((1, 1024), 512, {"sharing": "hashed"}, "not hashed"),
+        ((1, 1024), 512, {"level": "x86-64-v3"}, "does not pick 16 floats"),
+        ((1, 1024), 512, {"keep": "never"}, "asked for"),
+    ],
+    ids=str,
+)
+def test_where_it_is_not_for(shape, columns, options, why):
+    row = row_of(shape, columns, **options)
+    assert why in row["why"] and row["format"] == "unpacked" and row["bytes"] == row["dense_bytes"]
+
+
+def test_the_estimate_decides():
+    """Weights that no cache holds are looked up; a few that one does only where that is asked for."""
+    wide = row_of((1, 4096), 4096, keep="faster")
+    assert wide["kept"] and wide["estimate"] < 0.5 and wide["format"] == "16 values looked up"
+    assert not row_of((4, 128), 256, keep="faster")["kept"] and row_of((4, 128), 256)["kept"]
+
+
+@pytest.mark.parametrize("density, kept", [(0.02, "sparse"), (0.5, "shared")])
+def test_of_shared_values_with_zeros_the_faster_kernel(density, kept):
+    weight = (RNG.normal(size=(2048, 2048)) * (RNG.random((2048, 2048)) < density)).astype(np.float32)
+    (layer,) = build(ClusterWeights(min_size=0)(program((1, 2048), weight)).module, LEVEL).layers
+    told = {kind: layer[kind] for kind in ("sparse", "shared")}
+    assert [kind for kind, row in told.items() if row["kept"]] == [kept]
+    (other,) = (row for kind, row in told.items() if kind != kept)
+    assert "faster" in other["why"] and other["bytes"] == other["dense_bytes"] and "blocks" not in other

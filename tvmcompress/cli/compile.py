@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     "--keep",
     default="faster",
     show_default=True,
-    help="Layers with zeros that get sparse kernels: those that are faster so, smaller, always, or never.",
+    help="Layers that get kernels for zeros or shared values: those faster so, smaller, always, or never.",
 )
 @click.option(
     "--storage",
@@ -80,7 +80,7 @@ def command(
 
 
 def _text(value: dict, builds: tuple[Package, ...], compressed: bool) -> RenderableType:
-    from tvmcompress import zeros_table
+    from tvmcompress import compressed_table
     from tvmcompress.cli import notes
     from tvmcompress.report import bytes_text
 
@@ -94,5 +94,5 @@ def _text(value: dict, builds: tuple[Package, ...], compressed: bool) -> Rendera
         lines.append(f"  {sizes['package'] / source['bytes']:.3f} of {source['name']} ({bytes_text(source['bytes'])})")
     if compressed:
         lines += notes.lines(value["notes"], most=3)
-    zeros = zeros_table.of_builds(builds) if len(builds) > 1 else zeros_table.parts(value.get("layers", []))
-    return Group(*map(Text, lines), *zeros)
+    kernels = compressed_table.of_builds(builds) if len(builds) > 1 else compressed_table.parts(value.get("layers", []))
+    return Group(*map(Text, lines), *kernels)

@@ -107,16 +107,16 @@ def _package(value: dict, builds: tuple[Package, ...], layers: bool) -> Renderab
     if len(builds) > 1:
         rows += [("build", _build(build, needs["features"])) for build in builds]
     rows += [("versions", ", ".join(f"{name} {version}" for name, version in value["versions"].items()))]
-    return Group(_pairs(rows), *_zeros(value, builds), _arrays(value["weights"])) if layers else _pairs(rows)
+    return Group(_pairs(rows), *_kernels(value, builds), _arrays(value["weights"])) if layers else _pairs(rows)
 
 
-def _zeros(value: dict, builds: tuple[Package, ...]) -> list[RenderableType]:
-    """Which kernels layers with zeros have got, of every build."""
-    from tvmcompress import zeros_table
+def _kernels(value: dict, builds: tuple[Package, ...]) -> list[RenderableType]:
+    """Which kernels layers with zeros or shared values have got, of every build."""
+    from tvmcompress import compressed_table
 
     if len(builds) < 2:
-        return zeros_table.parts(value.get("layers", []))
-    return zeros_table.of_builds(builds)
+        return compressed_table.parts(value.get("layers", []))
+    return compressed_table.of_builds(builds)
 
 
 def _storage(weights: list[dict]) -> list[tuple[str, str]]:

@@ -13,12 +13,11 @@ import numpy as np
 from tvm.tirx import PrimFunc
 
 from tvmcompress.ir import script
-from tvmcompress.isa import Isa
 
 MOST_ROWS = 4
 STEP = 32  # columns of one load
 SUMS = 16  # registers of sums
-LEAST_BYTES = 1 << 20  # of weights as floats: fewer lie in a cache, and are read from there as fast as they are used
+STEP_CYCLES, ROW_CYCLES, LOAD_CYCLES = 3.0, 1.75, 3.0  # for STEP columns: `python -m scripts.benchmark.look_up`
 
 # One block of columns, written in LLVM's language: all sums stay in registers over the whole of k.
 FUNCTION = """
@@ -94,10 +93,19 @@ def width(rows: int) -> int:
     return SUMS // rows // 2 * STEP
 
 
-def offered(rows: int, depth: int, columns: int, isa: Isa) -> bool:
-    """Whether the kernel is for such a product, and the target has its instructions."""
-    fits = 1 <= rows <= MOST_ROWS and columns >= width(rows)
-    return isa.permutes_floats and fits and 4 * depth * columns >= LEAST_BYTES
+def offered(rows: int, columns: int) -> bool:
+    """Whether the kernel is for such a product."""
+    return 1 <= rows <= MOST_ROWS and columns >= width(rows)
+
+
+def cycles(rows: int, depth: int, columns: int) -> float:
+    """Of one core, with weights in its caches: for a step of columns, and for each row of it."""
+    return depth * columns / STEP * (STEP_CYCLES + ROW_CYCLES * rows)
+
+
+def dense_cycles(rows: int, depth: int, columns: int) -> float:
+    """The same for floats: each is loaded once and multiplied for each row."""
+    return depth * columns / STEP * (LOAD_CYCLES + ROW_CYCLES * rows)
 
 
 def pack(indices: np.ndarray, rows: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from tvm import relax
 
 from tvmcompress.coding import parts
 from tvmcompress.ir import constants, graph, ops
@@ -57,13 +58,18 @@ def stored(rw: Rewriter, weight: Expr) -> tuple[np.ndarray, list[np.ndarray]] | 
     if graph.is_const(weight):
         value = graph.value(weight)
         return value, [value]
-    call = rw.definition(weight)
-    while graph.op_name(call) in MOVES:
-        call = rw.definition(call.args[0])
-    if graph.op_name(call) not in (ops.LOOK_UP, ops.HASHED):
+    call = shared(weight, rw.definition)
+    if call is None or (known := constants.known(weight, rw.definition)) is None:
         return None
-    known = constants.known(weight, rw.definition)
-    return None if known is None else (known, [graph.value(a) for a in call.args if graph.is_const(a)])
+    return known, [graph.value(a) for a in call.args if graph.is_const(a)]
+
+
+def shared(weight: Expr, definition: constants.Definition) -> relax.Call | None:
+    """The call that looks up or hashes a weight, which is that moved about; None for other weights."""
+    call = definition(weight)
+    while call is not None and graph.op_name(call) in MOVES:
+        call = definition(call.args[0])
+    return call if graph.op_name(call) in (ops.LOOK_UP, ops.HASHED) else None
 
 
 def candidates(
@@ -167,10 +173,3 @@ def kept(
     if keep.policy == "smaller" and size > SMALLER * bytes_:
         return None, row | {"why": f"{best.text} would take {size / bytes_:.2f} times the bytes"}
     return best, row | {"format": best.text, "kept": True, "bytes": size, "blocks": best.density, "why": ""}
-
-
-def lost(row: dict) -> dict:
-    """The row of a layer whose kernel was kept, once it is measured and has lost."""
-    why = f"measured: {row['format']} are slower"
-    said = {"format": "dense", "kept": False, "bytes": row["dense_bytes"], "why": why}
-    return {name: value for name, value in row.items() if name != "blocks"} | said

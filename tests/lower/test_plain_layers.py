@@ -1,4 +1,4 @@
-"""Layers with zeros that have no sparse kernel: a package says of each that it is dense, and why."""
+"""Compressed layers that have no kernel of their own: a package says of each that it has none, and why."""
 
 from __future__ import annotations
 
@@ -60,6 +60,32 @@ def test_weights_that_are_unpacked_to_floats(bits: int, tmp_path) -> None:
     small = tc.compress(model, tc.Recipe.from_toml(options, "small"))
     (row,) = said(tc.compile(small, "native", keep="always"))
     assert not row["kept"] and "stored as integers" in row["why"] and row["density"] < 0.2
+
+
+def test_zeros_are_counted_as_they_are_stored(tmp_path) -> None:
+    model = loaded(tmp_path, "MatMul", (4, 20, 64), {"w": weights(4, 64, 480)}, ["x", "w"])
+    sizes = [said(tc.compile(model, "native", storage=storage))[0]["dense_bytes"] for storage in ("auto", "plain")]
+    assert sizes[1] == 4 * 4 * 64 * 480 and sizes[0] < 0.25 * sizes[1]
+
+
+SHARED = {
+    "conv": ("Conv", (1, 16, 9, 9), {"w": weights(32, 16, 3, 3, density=1)}, ["x", "w"], {}, "of a convolution"),
+    "several": ("MatMul", (4, 20, 64), {"w": weights(4, 64, 48, density=1)}, ["x", "w"], {}, "for such a product"),
+    "rows": ("MatMul", (20, 64), {"w": weights(64, 300, density=1)}, ["x", "w"], {}, "20 rows of 300"),
+}
+
+
+@pytest.mark.parametrize("case", SHARED)
+@pytest.mark.parametrize("target", ["native", "rpi4", "cuda-sm80"])
+def test_every_layer_with_shared_values_is_told(case: str, target: str, tmp_path) -> None:
+    op, shape, inputs, order, attributes, why = SHARED[case]
+    small = tc.compress(loaded(tmp_path, op, shape, inputs, order, **attributes), "cluster16")
+    layers = tc.compile(small, target, keep="always").manifest["layers"]
+    (row,) = (layer["shared"] for layer in layers if layer.get("shared"))
+    assert not row["kept"] and row["format"] == "unpacked" and row["density"] > 0.9
+    assert ("for CPUs" if target == "cuda-sm80" else "pick 16" if (case, target) == ("rows", "rpi4") else why) in row[
+        "why"
+    ]
 
 
 def test_on_gpus(tmp_path) -> None:
