@@ -87,7 +87,8 @@ def cycles(isa: Isa, p: Product, tile: Tile) -> float:
     A step of a tile is `pixels * vectors` multiply-adds on two ports, and as many broadcasts as pixels and loads as
     registers of weights on two others, twice as many for weights from beyond the first-level cache; at least as many as
     hide a multiply-add's latency. Putting rows together costs an instruction each. Edges waste what they pad. Fewer,
-    larger tiles amortise their loops, and read weights less often.
+    larger tiles amortise their loops, and read weights less often; but a few that cores cannot share evenly take as
+    long as if there were more.
 
     Requantization runs beside the next tile's products as far as the processor looks ahead: past a small tile's end.
     """
@@ -102,7 +103,7 @@ def cycles(isa: Isa, p: Product, tile: Tile) -> float:
     total = count * (products + rest - seen * min(products, rest))
     if p.rows % tile.pixels:
         total += p.copied * COPY
-    return total * isa.cores / count if count < isa.cores else total
+    return total / count * isa.cores * math.ceil(count / isa.cores)
 
 
 def parts(channels: int, block: int) -> bool:

@@ -84,8 +84,8 @@ class Plan:
 
 # In multiply-adds of one vector, of which two are done in a cycle: what a patch costs for each vector of channels.
 TRANSFORM_DATA, TRANSFORM_SUMS = 260, 200
-# Bytes that meanwhile arrive from the second-level cache, and from beyond it.
-NEAR_BYTES, FAR_BYTES = 16, 8
+# Bytes that meanwhile arrive from the second-level cache, and from beyond it; of what is written there and read again.
+NEAR_BYTES, FAR_BYTES, BACK_BYTES = 14, 12, 4
 # What direct convolution reaches of the multipliers' peak.
 DIRECT = 0.9
 # The cores on which these were measured; how many more share what lies beyond their own caches is not known.
@@ -149,8 +149,9 @@ def cycles(conv: Conv2d, isa: Isa, patches: int, tile: Tile, density: float = 1.
     around = patches * (conv.c * TRANSFORM_DATA + channels * TRANSFORM_SUMS) / isa.lanes
     weights = density * PATCH**2 * conv.c * channels * 4
     between = PATCH**2 * patches * (conv.c + channels) * 4
-    far = (weights if weights > isa.l2 * 3 // 4 else 0) + (between if between > isa.l2 // 2 else 0)
-    return products + around + far / FAR_BYTES
+    far = weights / FAR_BYTES if weights > isa.l2 * 3 // 4 else 0
+    back = between / BACK_BYTES if between > isa.l2 * 3 // 4 else 0
+    return products + around + far + back
 
 
 def packed_shape(conv: Conv2d, p: Plan) -> tuple[int, ...]:
