@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,9 @@ import onnx
 import tvmcompress as tc
 from tests import networks
 from tvmcompress.measurement import bootstrap
+
+
+SITTINGS = 8
 
 
 def model_of(folder: Path, network: str, recipe: str) -> tuple[tc.Model, Path]:
@@ -69,8 +73,9 @@ def run(folder: Path, network: str, recipe: str, seconds: float) -> dict:
 def gain(folder: Path, network: str, recipe: str, trials: int, few: int = 150) -> dict:
     """End to end, in turns: untuned, after `few` trials, and after all of them, in the same run gone on with.
 
-    What is compared are ratios within a round, for a machine that gets slower does so for all three. `changed`: kernels
-    whose decisions are others than untuned. `share_of_gain` is None where the gain of all trials may be none.
+    What is compared are ratios within a round, for a machine that gets slower does so for all three; in several
+    processes, in each of which they lie elsewhere in memory. `changed`: kernels whose decisions are others than
+    untuned. `share_of_gain` is None where the gain of all trials may be none.
     """
     model, _ = model_of(folder, network, recipe)
     log, packages, found = folder / "ours.db", {"untuned": tc.compile(model, "native")}, dict[str, Any]()
@@ -80,17 +85,30 @@ def gain(folder: Path, network: str, recipe: str, trials: int, few: int = 150) -
         packages[str(count)] = tc.compile(model, "native", log=log)
         found[str(count)] = {name: watch.done[name] for name in ("trials", "new", "failures", "seconds", "model_ms")}
     made = {name: decisions_of(package) for name, package in packages.items()}
-    rounds = {name: np.array(times) for name, times in rounds_of(packages, 60).items()}
-    ratios = {name: list(1 - rounds[name] / rounds["untuned"]) for name in (str(few), str(trials))}
-    gains = {name: bootstrap.median([rows]) for name, rows in ratios.items()}
+    for name, package in packages.items():
+        package.save(folder / f"{name}.tar")
+    sat = [in_a_process(folder, list(packages), number) for number in range(SITTINGS)]
+    ratios = {name: [list(1 - one[name] / one["untuned"]) for one in sat] for name in (str(few), str(trials))}
+    gains = {name: bootstrap.median(rows) for name, rows in ratios.items()}
     first, last = gains[str(few)], gains[str(trials)]
     return {
         "runs": found,
-        "ms": {name: float(np.median(times)) for name, times in rounds.items()},
+        "ms": {name: float(np.median([one[name] for one in sat])) for name in packages},
         "changed": {name: sum(made[name][k] != made["untuned"].get(k) for k in made[name]) for name in gains},
         "gain": {name: one.json() for name, one in gains.items()},
         "share_of_gain": first.value / last.value if last.low > 0 else None,
     }
+
+
+def in_a_process(folder: Path, names: list[str], first: int) -> dict[str, np.ndarray]:
+    """ms of each package in each round, in a process of its own that loads another one first."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        order = names[first % len(names) :] + names[: first % len(names)]
+        return {name: np.array(times) for name, times in pool.apply(rounds_of_saved, (folder, order)).items()}
+
+
+def rounds_of_saved(folder: Path, names: list[str]) -> dict[str, list[float]]:
+    return rounds_of({name: tc.Package.load(folder / f"{name}.tar") for name in names}, 80 // SITTINGS)
 
 
 def decisions_of(package: tc.Package) -> dict[str, Any]:
