@@ -15,7 +15,6 @@ import tvmcompress as tc
 from tests import networks
 from tvmcompress.measurement import bootstrap
 
-
 SITTINGS = 8
 
 
