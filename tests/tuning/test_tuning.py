@@ -29,7 +29,7 @@ from tvmcompress.target import Target
 from tvmcompress.timing.session import turns
 from tvmcompress.trials import Trial, digest, target_key
 from tvmcompress.tuning import FOLDER, tune, workshop
-from tvmcompress.tuning.bench import WrongResult, compare
+from tvmcompress.tuning.bench import Here, WrongResult, compare
 from tvmcompress.tuning.cost_model import CostModel
 from tvmcompress.tuning.kernel import FINALISTS
 from tvmcompress.tuning.search import BATCH, Search
@@ -379,22 +379,26 @@ def test_turns_go_both_ways() -> None:
     assert list(turns(3, 3)) == [0, 1, 2, 2, 1, 0, 0, 1, 2]
 
 
+@pytest.mark.parametrize("here", [True, False])
 @pytest.mark.parametrize("slower, sure", [(1.1, False), (1.0, False), (0.995, False), (0.9, True)])
-def test_a_model_is_compared_in_pairs(monkeypatch, slower: float, sure: bool) -> None:
-    """The machine gets slower all the time: neither form gains by that."""
-    asked = []
+def test_a_model_is_compared_in_pairs(monkeypatch, slower: float, sure: bool, here: bool) -> None:
+    """The machine gets slower all the time, and what is loaded first is slower: neither form gains by that."""
+    asked, first = [], object()
 
     def samples(self, built, rounds):
         asked.append(rounds)
         drift = np.linspace(1, 3, rounds)[:, None] * np.ones(9)
-        return [drift, drift * slower]
+        return [drift * (1.0 if one is first else slower) * bias for one, bias in zip(built, (1.02, 0.98))]
 
     monkeypatch.setattr(Whole, "samples", samples)
     whole = Whole.__new__(Whole)
-    whole.workshop, whole.task, whole.first, whole.untuned_ms = Mock(), None, object(), 30.0
+    whole.workshop, whole.task, whole.first, whole.untuned_ms = Mock(), None, first, 30.0
     whole.workshop.build_forms.return_value = [Mock()]
-    assert whole.end({}) == {"untuned": 2.0, "tuned": 2.0 * slower if sure else 2.0}
-    assert asked == [11]  # of 2 x 9 x 30 ms
+    whole.bench = Here("b") if here else Mock()
+    found = whole.end({})
+    assert found is not None and found["untuned"] == pytest.approx(2.0, rel=0.03)
+    assert found["tuned"] / found["untuned"] == pytest.approx(slower if sure else 1.0, rel=0.001)
+    assert asked == ([3] * 4 if here else [6] * 2)  # of 2 x 9 x 30 ms
 
 
 def test_what_is_no_faster_as_a_whole_is_withdrawn(model, tmp_path, monkeypatch) -> None:
