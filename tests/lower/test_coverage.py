@@ -42,7 +42,7 @@ def facts(name: str, recipe: str | None) -> dict:
         samples = [rng.standard_normal(model.inputs[0].shape).astype(np.float32) for _ in range(2)]
         model = tc.compress(model, recipe, samples)
     module = simplified(model.module)
-    return manifest(model, module, Target.load("native"), build(module, "native"))
+    return manifest(model, module, Target.load("native"), build(module, "native"), "auto")
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONAL)
