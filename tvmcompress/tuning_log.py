@@ -248,10 +248,8 @@ class TuningLog:
     def spend(self, job: str, seconds: float) -> None:
         """Adds to that."""
         with self._begin() as connection:
-            changed = connection.execute(
-                update(_jobs).where(_jobs.c.job == job).values(spent_s=_jobs.c.spent_s + seconds)
-            )
-            if not changed.rowcount:
+            more = update(_jobs).where(_jobs.c.job == job).values(spent_s=_jobs.c.spent_s + seconds)
+            if not connection.execute(more).rowcount:
                 connection.execute(insert(_jobs).values(job=job, spent_s=seconds))
 
     # -- numbers that are known of boards -----------------------------------------------------------------------------

@@ -49,7 +49,6 @@ class Anchors:
         self.bits: dict[Expr, Expr] = {}  # what is read as the bits of bfloat16, and these
         self.parts = Parts(isa)
         self.apart = swaps.apart(mod)
-        self.looked: dict[str, dict] = {}  # for the report, by layer: of weights that share values
         self.handlers: dict[str, Callable] = {
             "relax.nn.conv2d": self.conv2d,
             "relax.matmul": self.matmul,
@@ -213,7 +212,7 @@ class Anchors:
         if len(y.ty.shape) > 2 or not depends_on_constants(rw, y):
             return self.batched(rw, var, x, y) if kinds[0] in FLOATS and kinds[1] in FLOATS else None
         _, n = graph.shape(y)
-        if (found := self.shared(rw, var, x, y, kinds)) is not None:
+        if (found := self.layers.look_up(rw, var.name, x, y, kinds, self.neutral)) is not None:
             self.note(var, "matmul", int(np.prod(dims)) * n, kinds, None)
             self.done[-1]["algorithm"] = "looked up"
             return shared_rows.product(rw, x, found)
@@ -233,25 +232,6 @@ class Anchors:
             primfunc_attrs=ANCHOR,
         )
         return cast_back(rw, call, var)
-
-    def shared(self, rw, var, x, y, kinds) -> shared_rows.Shared | None:
-        """Weights of a product to look up, where nothing faster leaves out their zeros."""
-        keep, name = self.layers.keep, var.name
-        found, row = shared_rows.kept(rw, x, y, self.isa, keep, name, self.neutral)
-        conv, known = row_of_pixels(graph.shape(x), graph.shape(y)), sparse.stored(rw, y) if found else None
-        if found and conv and known:
-            sparse_kernel = self.layers.decide(name, known[0].T[:, :, None, None], conv, kinds, arrays=known[1])
-            if sparse_kernel is not None and sparse_kernel.cycles < found.cycles:
-                found, row = (
-                    None,
-                    compressed.lost("shared", row, f"{sparse_kernel.text} that leave out zeros are faster"),
-                )
-            elif sparse_kernel is not None:
-                zeros = compressed.lost("sparse", self.layers.kept[name][1], "looking values up is faster")
-                self.layers.kept[name] = None, zeros
-        if row:
-            self.looked[name] = row
-        return found
 
     def sparse_matmul(self, rw, var, x, y, kinds):
         conv = row_of_pixels(graph.shape(x), graph.shape(y))
@@ -367,4 +347,4 @@ def anchors(
     visitor = Anchors(mod, isa, choices, neutral, keep)
     mod = graph.rewrite(mod, visitor)
     zeros = {name: row for name, (_, row) in visitor.layers.kept.items() if row}
-    return mod, compressed.said(visitor.done, {"sparse": zeros, "shared": visitor.looked})
+    return mod, compressed.said(visitor.done, {"sparse": zeros, "shared": visitor.layers.looked_up})

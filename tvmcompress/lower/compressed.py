@@ -8,8 +8,12 @@ the same of the whole program, where that was timed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import numpy as np
+
+from tvmcompress.coding import parts
 
 Row = dict[str, Any]
 PLAIN = {"sparse": "dense", "shared": "unpacked"}  # by kind the format of what has no kernel of its own
@@ -36,7 +40,13 @@ def said(layers: Sequence[Row], rows: Mapping[str, Mapping[str, Row]]) -> list[R
     ]
 
 
+def plain(kind: str, density: float, arrays: Iterable[np.ndarray], storage: str) -> Row:
+    """The row of a layer without a kernel of its own, but for `why`. `arrays`: what is stored for its weights."""
+    bytes_ = round(sum(parts.expected(array, storage) for array in arrays))
+    return {"density": density, "format": PLAIN[kind], "kept": False, "dense_bytes": bytes_, "bytes": bytes_}
+
+
 def lost(kind: str, row: Row, why: str) -> Row:
     """The row of a layer that does not keep its kernel after all."""
-    plain = {"format": PLAIN[kind], "kept": False, "bytes": row["dense_bytes"], "why": why}
-    return {name: value for name, value in row.items() if name != "blocks"} | plain
+    left = {"format": PLAIN[kind], "kept": False, "bytes": row["dense_bytes"], "why": why}
+    return {name: value for name, value in row.items() if name != "blocks"} | left

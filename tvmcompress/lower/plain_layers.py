@@ -8,13 +8,12 @@ import numpy as np
 import tvm
 from tvm import relax
 
-from tvmcompress.coding import parts
-from tvmcompress.ir import constants, graph
+from tvmcompress.ir import graph
 from tvmcompress.ir.macs import LAYERS, macs
 from tvmcompress.ir.sparsity import FEW_ZEROS
 from tvmcompress.ir.zeros import densities
 from tvmcompress.lower import compressed
-from tvmcompress.lower.compressed import PLAIN, Row
+from tvmcompress.lower.compressed import Row
 from tvmcompress.lower.sparse import MOVES, shared
 from tvmcompress.target import Target
 
@@ -24,44 +23,33 @@ Known = Mapping[relax.Var, relax.Expr]
 def explained(layers: Sequence[Row], mod: tvm.IRModule, target: Target, storage: str) -> list[Row]:
     """A build's rows, and among them each layer of the program with zeros or with shared values: see `compressed`.
     `storage`: of the package."""
-    names = {row["name"]: row for row in layers}
-    rows = {"sparse": with_zeros(names, mod, target, storage), "shared": with_shared(names, mod, target, storage)}
+    names, known = {row["name"]: row for row in layers}, graph.definitions(mod)
+    dense = {name: row["sparse"]["density"] for name, row in names.items() if row.get("sparse")}
+    rows: dict[str, dict[str, Row]] = {"sparse": {}, "shared": {}}
+    for name, (density, _, call, place) in densities(mod, dense).items():
+        dense[name] = density
+        if density <= FEW_ZEROS:
+            why = no_sparse_kernel(names.get(name), call, place, known, target)
+            arrays = behind(call.args[place], known)
+            rows["sparse"][name] = compressed.plain("sparse", density, arrays, storage) | {"why": why}
+    for name, weight, call in with_shared(mod, known):
+        if name in dense and not names.get(name, {}).get("shared"):
+            row = compressed.plain("shared", dense[name], behind(weight, known), storage)
+            rows["shared"][name] = row | {"why": unlooked(names.get(name), call, target)}
     counts = {row.name: row for row in macs(mod)}
     others = dict.fromkeys(name for said in rows.values() for name in said if name not in names)
     more = [{"name": name, "kind": counts[name].op, "macs": counts[name].macs, "integer": False} for name in others]
     return compressed.said([*layers, *more], rows)
 
 
-def with_zeros(names: Mapping[str, Row], mod: tvm.IRModule, target: Target, storage: str) -> dict[str, Row]:
-    known, found = graph.definitions(mod), dict[str, Row]()
-    told = {name for name, row in names.items() if row.get("sparse")}
-    for name, (density, _, call, place) in densities(mod, told).items():
-        if density <= FEW_ZEROS:
-            why = no_sparse_kernel(names.get(name), call, place, known, target)
-            found[name] = plain("sparse", density, call.args[place], known, storage, why)
-    return found
-
-
-def with_shared(names: Mapping[str, Row], mod: tvm.IRModule, target: Target, storage: str) -> dict[str, Row]:
-    known, found, seen = graph.definitions(mod), dict[str, Row](), set[relax.Expr]()
+def with_shared(mod: tvm.IRModule, known: Known) -> Iterator[tuple[str, relax.Expr, relax.Call]]:
+    """The name of each layer whose weight shares values, the weight, and the call."""
     for binding in graph.bindings(mod):
-        name, call = binding.var.name, binding.value
-        if graph.op_name(call) not in LAYERS or names.get(name, {}).get("shared"):
-            continue
-        for weight in call.args[:2]:
-            value = constants.known(weight, known.get) if weight not in seen and is_shared(weight, known) else None
-            if value is not None:
-                seen.add(weight)
-                density = float(np.count_nonzero(value)) / max(value.size, 1)
-                why = unlooked(names.get(name), call, target)
-                found[name] = plain("shared", density, weight, known, storage, why)
-    return found
-
-
-def plain(kind: str, density: float, weight: relax.Expr, known: Known, storage: str, why: str) -> Row:
-    bytes_ = round(sum(parts.expected(array, storage) for array in behind(weight, known)))
-    row = {"density": density, "format": PLAIN[kind], "kept": False, "dense_bytes": bytes_, "bytes": bytes_}
-    return row | {"why": why}
+        call = binding.value
+        if graph.op_name(call) in LAYERS:
+            weight = next((argument for argument in call.args[:2] if is_shared(argument, known)), None)
+            if weight is not None:
+                yield binding.var.name, weight, call
 
 
 def behind(weight: relax.Expr, known: Known) -> Iterator[np.ndarray]:

@@ -18,6 +18,7 @@ from tvmcompress.ir import constants, graph, ops
 from tvmcompress.ir.graph import Expr, Rewriter, op_name
 from tvmcompress.isa import Isa
 from tvmcompress.kernels import few_rows
+from tvmcompress.lower import compressed
 from tvmcompress.lower.schedules import WORK
 from tvmcompress.lower.sparse import Keep, shared, streamed
 
@@ -43,7 +44,8 @@ def kept(
         return None, {}
     (*outer, k), n = graph.shape(x), value.shape[-1]
     rows = math.prod(outer)
-    row = unpacked(call, value, keep.storage)
+    density = float(np.count_nonzero(value)) / max(value.size, 1)
+    row = compressed.plain("shared", density, [graph.value(a) for a in call.args if graph.is_const(a)], keep.storage)
     if why := unfit(call, rows, k, n, isa, graph.dtype(x), several):
         return None, row | {"why": why}
     if keep.policy == "never":
@@ -60,14 +62,6 @@ def kept(
     bytes_ = round(parts.expected(packed, keep.storage)) + book.nbytes
     row |= {"format": "16 values looked up", "kept": True, "bytes": bytes_, "why": ""}
     return Shared(packed, n, book.reshape(1, -1), cycles), row
-
-
-def unpacked(call: relax.Call, value: np.ndarray, storage: str) -> dict:
-    """The row of a layer whose weights are unpacked when the package is loaded."""
-    arrays = [graph.value(a) for a in call.args if graph.is_const(a)]
-    bytes_ = round(sum(parts.expected(array, storage) for array in arrays))
-    density = float(np.count_nonzero(value)) / max(value.size, 1)
-    return {"density": density, "format": "unpacked", "kept": False, "dense_bytes": bytes_, "bytes": bytes_}
 
 
 def unfit(call: relax.Call, rows: int, k: int, n: int, isa: Isa, data: str, several: bool) -> str:

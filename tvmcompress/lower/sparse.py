@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from tvm import relax
 
-from tvmcompress.coding import parts
 from tvmcompress.ir import constants, graph, ops
 from tvmcompress.ir.graph import Expr, Rewriter
 from tvmcompress.ir.sparsity import FEW_ZEROS
@@ -29,6 +28,7 @@ from tvmcompress.kernels.conv2d import Conv2d, key
 from tvmcompress.kernels.sparse import Product, by_depth, product
 from tvmcompress.kernels.sparse_rows_plan import PLANES
 from tvmcompress.kernels.tiles import lanes_for, round_up
+from tvmcompress.lower import compressed
 from tvmcompress.lower.sparse_formats import Blocks, Groups, Kernels, Rows, Sparse, by_layout
 
 POLICIES = ("faster", "smaller", "always", "never")
@@ -148,8 +148,7 @@ def kept(
     density = float(np.count_nonzero(weight)) / max(weight.size, 1)
     if density > FEW_ZEROS:
         return None, {}
-    bytes_ = round(sum(parts.expected(array, keep.storage) for array in dense_arrays or (weight,)))
-    row = {"density": density, "format": "dense", "kept": False, "dense_bytes": bytes_, "bytes": bytes_}
+    row = compressed.plain("sparse", density, dense_arrays or (weight,), keep.storage)
     how = product(conv, isa, *kinds) if conv.groups == 1 else None
     if how is None:
         return None, row | {"why": "grouped" if conv.groups > 1 else f"no sparse kernel for {' x '.join(kinds)} here"}
@@ -170,6 +169,6 @@ def kept(
     if keep.policy == "faster" and best.cycles >= dense:
         return None, row | {"why": f"{best.text} would take {best.cycles / dense:.2f} times as long"}
     size = best.nbytes(weight, conv, keep.storage)
-    if keep.policy == "smaller" and size > SMALLER * bytes_:
-        return None, row | {"why": f"{best.text} would take {size / bytes_:.2f} times the bytes"}
+    if keep.policy == "smaller" and size > SMALLER * row["bytes"]:
+        return None, row | {"why": f"{best.text} would take {size / row['bytes']:.2f} times the bytes"}
     return best, row | {"format": best.text, "kept": True, "bytes": size, "blocks": best.density, "why": ""}

@@ -1,4 +1,4 @@
-"""Which layers become sparse kernels, and which activations between these are planes."""
+"""Which layers become sparse kernels or look their weights up, and which activations between these are planes."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ import tvm
 from tvm import relax
 
 from tvmcompress.ir import graph
-from tvmcompress.ir.graph import Expr, Var, op_name
+from tvmcompress.ir.graph import Expr, Rewriter, Var, op_name
 from tvmcompress.isa import Isa
 from tvmcompress.kernels.choices import Choices
 from tvmcompress.kernels.conv2d import Conv2d
 from tvmcompress.kernels.sparse_rows_plan import PIXELS, PLANES, SPREAD
-from tvmcompress.lower import sparse, sparse_formats
+from tvmcompress.lower import compressed, shared_rows, sparse, sparse_formats
+from tvmcompress.lower.compressed import Row
 from tvmcompress.lower.layer_shapes import convolution, row_of_pixels
 from tvmcompress.lower.planes import Views, images, in_planes
 from tvmcompress.lower.sparse import Keep
 
 
 class SparseLayers:
-    """Decides once for each layer. `kept`: by the layer's name its kernel and its row for the report."""
+    """Decides once for each layer. `kept`: by the layer's name its kernel and its row for the report; `looked_up`: the
+    rows of those whose weights share values."""
 
     def __init__(self, isa: Isa, choices: Choices, keep: Keep) -> None:
         self.isa, self.choices, self.keep = isa, choices, keep
         self.kept: dict[str, tuple[sparse_formats.Sparse | None, dict]] = {}
+        self.looked_up: dict[str, Row] = {}
         self.shapes: dict[str, Conv2d] = {}
         self.views = Views(set())
 
@@ -48,6 +51,26 @@ class SparseLayers:
         if name not in self.kept:
             self.kept[name] = sparse.kept(value, conv, self.isa, kinds, self.keep, name, self.choices, planes, arrays)
         return self.kept[name][0]
+
+    def look_up(
+        self, rw: Rewriter, name: str, x: Expr, weight: Expr, kinds: tuple[str, str], several: bool
+    ) -> shared_rows.Shared | None:
+        """The weights of a product x times weight to look up, where nothing faster leaves out their zeros. `several`:
+        the package has builds for other targets too."""
+        found, row = shared_rows.kept(rw, x, weight, self.isa, self.keep, name, several)
+        known = sparse.stored(rw, weight) if found else None
+        conv = row_of_pixels(graph.shape(x), graph.shape(weight))
+        if found and known and conv:
+            other = self.decide(name, known[0].T[:, :, None, None], conv, kinds, arrays=known[1])
+            if other is not None and other.cycles < found.cycles:
+                found = None
+                row = compressed.lost("shared", row, f"{other.text} that leave out zeros are faster")
+            elif other is not None:
+                zeros = compressed.lost("sparse", self.kept[name][1], "looking values up is faster")
+                self.kept[name] = None, zeros
+        if row:
+            self.looked_up[name] = row
+        return found
 
     def cycles(self, var: Var, source: bool, result: bool) -> float:
         """Of a layer that can read and write planes, where it does one or the other."""
