@@ -179,7 +179,8 @@ def test_three_boards_of_which_two_are_emulated(arm_board: ArmBoard, browser: Br
         assert all((one["ms"] is None) is kernels["emulated"] for one in kernels["rows"])
     by_name = {(t["place"].split("@")[0], t["variant"]): t["mix"]["inner"] for t in found.kernels}
     assert by_name["jetson-orin", "int8"]["dot product"] and not by_name["cortex-a72", "int8"]["dot product"]
-    assert any(row["emulated"] and row["carried"] and row["quality"]["exact"] for row in found.matrix)
+    crossed = [row for row in found.matrix if row["emulated"] and row["carried"]]
+    assert crossed and all(row["same_code"] or row["quality"]["exact"] for row in crossed), found.matrix
     browser.requests.clear()
     browser.complaints.clear()
     browser.open(tmp_path / "c.html")
