@@ -25,6 +25,7 @@ from tvmcompress.kernels.tiles import lanes_for, round_up
 
 CACHE_LINE = 64  # bytes
 REMOTE = 0.4  # of a line from the cache of another core, more than one of its own; in units of a copy
+SPILT = 0.8  # of each copy, when copies fill the second-level cache
 
 
 def pack(weight: np.ndarray, isa: Isa) -> np.ndarray:
@@ -104,9 +105,9 @@ def bands(
 
     There are `chunks` vectors of channels. One of them takes `line_bytes` of a pixel that is read, and `row_bytes` of a
     row of the copies. Rows that two bands share are copied twice, and lines of the cache that two chunks share are read
-    twice; copies should stay in the first-level cache, or else in half of the second. Layers before and behind are
-    divided by rows: with channels for each core it reads what others made, line by line, unless bands are a multiple of
-    `shares`. `tasks`: wanted at least.
+    twice; copies should stay in the first-level cache, or else in a small part of the second, for what is copied and
+    what is made go through that, too. Layers before and behind are divided by rows: with channels for each core it
+    reads what others made, line by line, unless bands are a multiple of `shares`. `tasks`: wanted at least.
     """
     found = []
     for height in divisors(rows):
@@ -115,7 +116,7 @@ def bands(
             copied = (height - 1) * stride + kernel
             size = copied * row_bytes * chunk
             cost = copied / (height * stride) + 0.3 * max(CACHE_LINE / (chunk * line_bytes) - 1, 0)
-            cost += 0 if size <= isa.l1d * 3 // 4 else 0.1 if size <= isa.l2 // 2 else 2
+            cost += 0 if size <= isa.l1d * 3 // 4 else 0.1 + max(SPILT * (size / isa.l2 - 1 / 8), 0)
             cost += REMOTE * line_bytes / CACHE_LINE * (rows // height % shares > 0)
             found.append((cost + 4 * max(tasks / count - 1, 0) + 0.02 * count / tasks, (height, chunk)))
     return [band for _, band in sorted(found)]

@@ -14,6 +14,8 @@ LATENCY, LATENCY_BYTES = 8, 6  # multiply-adds in flight that keep the ports bus
 PROLOGUE, PROLOGUE_BYTES = 0.5, 0.25  # cycles of a step of a tile, whatever its size
 REQUANTIZE = 9  # instructions for each vector of int32 sums
 AHEAD = 128  # vector instructions that wait for their operands at a time
+WRITE, WRITE_FAR = 4, 10  # cycles for each vector of other sums, and where results are too many for the caches
+WRITTEN_AHEAD = 12  # vectors of results that are finished and written beside the next tile's products
 COPY = 0.5  # cycles for a byte
 
 
@@ -91,6 +93,7 @@ def cycles(isa: Isa, p: Product, tile: Tile) -> float:
     long as if there were more.
 
     Requantization runs beside the next tile's products as far as the processor looks ahead: past a small tile's end.
+    So do other sums' biases, activations and stores, of as many vectors as wait to be written.
     """
     count = p.outer * math.ceil(p.rows / tile.pixels) * math.ceil(p.channels / tile.block)
     sums = tile.pixels * tile.vectors + (tile.pixels // p.taken if p.taken > 1 else 0)
@@ -98,8 +101,12 @@ def cycles(isa: Isa, p: Product, tile: Tile) -> float:
     loads = tile.pixels + tile.vectors * p.taken * (1 + far)
     latency, prologue = (LATENCY_BYTES, PROLOGUE_BYTES) if p.bytes else (LATENCY, PROLOGUE)
     step = max(sums, loads, latency if p.rows * p.channels > tile.lanes else sums)
-    products, rest = p.steps * (step + prologue), REQUANTIZE / 2 * sums if p.bytes else 0.0
-    seen = min(AHEAD / (p.steps * (sums + loads) + REQUANTIZE * sums), 1.0)
+    products = p.steps * (step + prologue)
+    if p.bytes:
+        rest, seen = REQUANTIZE / 2 * sums, min(AHEAD / (p.steps * (sums + loads) + REQUANTIZE * sums), 1.0)
+    else:
+        near = 4 * p.outer * p.rows * p.channels <= isa.cores * isa.l2
+        rest, seen = (WRITE if near else WRITE_FAR) * sums, min(WRITTEN_AHEAD / sums, 1.0)
     total = count * (products + rest - seen * min(products, rest))
     if p.rows % tile.pixels:
         total += p.copied * COPY
