@@ -10,10 +10,10 @@ from tvmcompress.isa import Isa
 
 LEAST_LANES = 4
 CACHE_WAY = 4096  # bytes: first-level caches are indexed by an address within a page, so a way is one page
-LATENCY, LATENCY_BYTES = 8, 6  # multiply-adds in flight that keep the ports busy, and products of bytes
-PROLOGUE, PROLOGUE_BYTES = 0.5, 0.25  # cycles of a step of a tile, whatever its size
-REQUANTIZE = 9  # instructions for each vector of int32 sums
-AHEAD = 128  # vector instructions that wait for their operands at a time
+LATENCY, LATENCY_BYTES = 8, 5  # multiply-adds in flight that keep the ports busy, and products of bytes
+PROLOGUE, PROLOGUE_BYTES = 0.5, 0.75  # cycles of a step of a tile, whatever its size
+REQUANTIZE = 14  # instructions for each vector of int32 sums
+AHEAD = 80  # vector instructions that wait for their operands at a time
 WRITE, WRITE_FAR = 4, 10  # cycles for each vector of other sums, and where results are too many for the caches
 WRITTEN_AHEAD = 12  # vectors of results that are finished and written beside the next tile's products
 COPY = 0.5  # cycles for a byte
