@@ -133,10 +133,12 @@ def test_products_of_a_network():
 def test_single_sparse_layers_against_the_bar():
     ms = {"dense": 0.4, "sparse": 0.1}
     row = {"layer": "1x1 64→256 56²", "networks": ["resnet50"], "family": "sparse_rows", "peak_gmacs": 200.0}
-    rows = [row | {"ms": ms, "model_ms": {"dense": 0.9, "sparse": 0.3}, "of_peak": share} for share in (4.5, 2.0)]
+    row |= {"ms": ms, "model_ms": {"dense": 0.9, "sparse": 0.3}}
+    rows = [row | {"of_peak": share, "most": most} for share, most in ((4.5, 20.0), (2.0, 2.4), (2.4, 5.0))]
     text = sparse_layers.table({"machine": "m", "threads": 2, "recipe": "prune90", "sparse_layers": rows})
-    assert "| 4.00 | 3.00 | 4.50 | sparse_rows | resnet50 |" in text
-    assert text.endswith("1 of 2 reach 3 times the peak; geometric mean 3.00.")
+    assert "| 4.00 | 3.00 | 4.50 | 20.00 | sparse_rows | resnet50 |" in text
+    wanted = "1 of 3 reach 3 times the peak; of the rest 1 could not, for their bytes take longer to move; "
+    assert text.endswith(f"{wanted}geometric mean 2.78.")
 
 
 def test_figures_say_of_which_commit_they_are():

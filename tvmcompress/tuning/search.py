@@ -271,7 +271,8 @@ class Search:
 
     def seconds(self) -> dict[str, float]:
         """Where the time of this run went."""
-        spent = {"building": self.workshop.busy_s, "measuring": self.measuring_s - self.bench.paused_s}
+        measuring = self.measuring_s + (self.whole.measuring_s if self.whole is not None else 0.0)
+        spent = {"building": self.workshop.busy_s, "measuring": measuring - self.bench.paused_s}
         whole = time.monotonic() - self.begun - self.bench.paused_s
         return {name: round(value, 3) for name, value in {**spent, "all": whole}.items()}
 

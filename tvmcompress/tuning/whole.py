@@ -7,6 +7,7 @@ caches that are others' there.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -56,6 +57,7 @@ class Whole:
         self.workshop, self.bench = workshop, bench
         self.first: Built | None = None
         self.untuned_ms: float | None = None
+        self.measuring_s = 0.0  # of `begin` and `end`, pauses with it; who asks for `kernels` or `watch` counts that
         self.beside: dict[str, set[str]] = {}  # of each workload those that are called just before or behind it
 
     def begin(self) -> None:
@@ -64,7 +66,10 @@ class Whole:
             self.first = self.workshop.build_first(self.task).built
             found = self.samples([self.first], 1)
             self.untuned_ms = float(np.median(found[0])) if found else None
-            if self.room and (ran := self.watch([])).status == "ok":
+            begun = time.monotonic()
+            ran = self.watch([]) if self.room else None
+            self.measuring_s += time.monotonic() - begun
+            if ran is not None and ran.status == "ok":
                 order = ran.value[0].order
                 self.beside = {key: set() for key in order}
                 for one, other in pairwise(order):
@@ -131,7 +136,9 @@ class Whole:
     def samples(self, built: list[Built], rounds: int) -> list[np.ndarray] | None:
         """Of each build ms, (rounds, samples)."""
         expected_s = rounds * len(built) * SAMPLES * (self.untuned_ms or 0) / 1e3
+        begun = time.monotonic()
         ((_, ran),) = self.bench.measure([Job(self.task, built, None, rounds, expected_s)])
+        self.measuring_s += time.monotonic() - begun
         return [np.reshape(times, (rounds, -1)) for times in ran.value] if ran.status == "ok" else None
 
 
