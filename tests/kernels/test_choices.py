@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -35,6 +36,13 @@ def test_every_candidate_can_be_told_from_the_others() -> None:
     for candidates in (tiles(ISA, Product(56, 64, outer=56)), winograd.plans(conv, ISA)):
         forms = [json.dumps(written(c), sort_keys=True) for c in candidates]
         assert len(set(forms)) == len(forms) > 4
+
+
+def test_tiles_of_short_reductions_leave_room_for_their_stores() -> None:
+    """Few sums, or whole rows of results: what is written waits, and nothing else is done meanwhile."""
+    two = replace(ISA, cores=2)
+    short, long = tiles(two, Product(112, 96, 16, 112))[0], tiles(two, Product(14, 96, 576, 14))[0]
+    assert short.pixels * short.vectors <= 12 and long.pixels * long.vectors >= 24
 
 
 def test_recorded_and_replayed() -> None:

@@ -401,6 +401,19 @@ def test_a_model_is_compared_in_pairs(monkeypatch, slower: float, sure: bool, he
     assert asked == ([3] * 4 if here else [6] * 2)  # of 2 x 9 x 30 ms
 
 
+def test_timing_the_model_counts_as_measuring(monkeypatch) -> None:
+    whole, search = Whole.__new__(Whole), Search.__new__(Search)
+    whole.task, whole.untuned_ms, whole.measuring_s, whole.bench = Mock(), 1.0, 0.0, Mock(paused_s=2.0)
+    clock = iter([10.0, 14.0])
+    whole.bench.measure.return_value = [(0, Mock(status="ok", value=[[1.0, 1.0]]))]
+    monkeypatch.setattr("tvmcompress.tuning.whole.time.monotonic", lambda: next(clock))
+    whole.samples([Mock()], 1)
+    monkeypatch.undo()
+    search.whole, search.bench, search.workshop = whole, whole.bench, Mock(busy_s=1.0)
+    search.measuring_s, search.begun = 5.0, time.monotonic() - 20
+    assert search.seconds() == {"building": 1.0, "measuring": 7.0, "all": pytest.approx(18.0, abs=0.5)}
+
+
 def test_what_is_no_faster_as_a_whole_is_withdrawn(model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(Whole, "end", lambda self, tables: {"untuned": 1.0, "tuned": 1.1})
     events = events_of(model, tmp_path / "log.db", trials=24)
