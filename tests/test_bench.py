@@ -137,7 +137,7 @@ def test_single_sparse_layers_against_the_bar():
     rows = [row | {"of_peak": share, "most": most} for share, most in ((4.5, 20.0), (2.0, 2.4), (2.4, 5.0))]
     text = sparse_layers.table({"machine": "m", "threads": 2, "recipe": "prune90", "sparse_layers": rows})
     assert "| 4.00 | 3.00 | 4.50 | 20.00 | sparse_rows | resnet50 |" in text
-    wanted = "1 of 3 reach 3 times the peak; of the rest 1 could not, for their bytes take longer to move; "
+    wanted = "1 of 3 reach 3 times the peak; of the rest 1 have bytes for which an activation takes longer, too; "
     assert text.endswith(f"{wanted}geometric mean 2.78.")
 
 

@@ -179,8 +179,9 @@ def test_three_boards_of_which_two_are_emulated(arm_board: ArmBoard, browser: Br
         assert all((one["ms"] is None) is kernels["emulated"] for one in kernels["rows"])
     by_name = {(t["place"].split("@")[0], t["variant"]): t["mix"]["inner"] for t in found.kernels}
     assert by_name["jetson-orin", "int8"]["dot product"] and not by_name["cortex-a72", "int8"]["dot product"]
-    crossed = [row for row in found.matrix if row["emulated"] and row["carried"]]
-    assert crossed and all(row["same_code"] or row["quality"]["exact"] for row in crossed), found.matrix
+    crossed = [row for row in found.matrix if row["emulated"]]
+    others = [row for row in crossed if not row["same_code"]]  # the two that are emulated may decide alike
+    assert others and all(row["quality"]["exact"] for row in others) and any(row["carried"] for row in crossed)
     browser.requests.clear()
     browser.complaints.clear()
     browser.open(tmp_path / "c.html")

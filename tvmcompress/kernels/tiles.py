@@ -93,7 +93,8 @@ def cycles(isa: Isa, p: Product, tile: Tile) -> float:
     long as if there were more.
 
     Requantization runs beside the next tile's products as far as the processor looks ahead: past a small tile's end.
-    So do other sums' biases, activations and stores, of as many vectors as wait to be written.
+    So do other sums' biases, activations and stores, of as many vectors as wait to be written. The constants of both
+    are fitted to random tiles timed within MobileNetV2, and those of bytes within ResNet-50 too, on a Zen 4.
     """
     count = p.outer * math.ceil(p.rows / tile.pixels) * math.ceil(p.channels / tile.block)
     sums = tile.pixels * tile.vectors + (tile.pixels // p.taken if p.taken > 1 else 0)
